@@ -1,0 +1,272 @@
+"""RuntimeConfig: all that a runtime needs to start, and the words it shares with the manifest.
+
+The one document between the two wings: the planner writes it, the runtime reads it. JSON in camelCase. Imports
+neither torch nor aiohttp nor numpy, so that the control plane can use it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic.alias_generators import to_camel
+
+MAX_DIMENSIONS = 8
+MAX_MEMBERS = 256
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+TensorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]+$", max_length=128)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+BatchSize = Annotated[int, Field(ge=1, le=65536)]
+
+
+class Schema(BaseModel):
+    """Base of every document: immutable, camelCase on the wire, unknown fields refused."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
+
+
+class ModelFormat(StrEnum):
+    """How a model file is to be read."""
+
+    TORCH_EXPORT = "TorchExport"
+    TORCH_SCRIPT = "TorchScript"
+    ONNX = "ONNX"
+
+
+class Precision(StrEnum):
+    """The floating-point type that a member computes in."""
+
+    FP32 = "FP32"
+    FP16 = "FP16"
+    BF16 = "BF16"
+
+
+class DeviceKind(StrEnum):
+    """What a device is made of."""
+
+    GPU = "GPU"
+    CPU = "CPU"
+    SIMULATED = "Simulated"
+
+
+class Datatype(StrEnum):
+    """Tensor element types of the Open Inference Protocol v2 that a tensor model can take."""
+
+    BOOL = "BOOL"
+    UINT8 = "UINT8"
+    UINT16 = "UINT16"
+    UINT32 = "UINT32"
+    UINT64 = "UINT64"
+    INT8 = "INT8"
+    INT16 = "INT16"
+    INT32 = "INT32"
+    INT64 = "INT64"
+    FP16 = "FP16"
+    FP32 = "FP32"
+    FP64 = "FP64"
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return 1 if self is Datatype.BOOL else int("".join(filter(str.isdigit, self.value))) // 8
+
+    @property
+    def numpy(self) -> str:
+        """The little-endian numpy type string of one element, e.g. ``<f4``."""
+        kind = {"B": "b", "U": "u", "I": "i", "F": "f"}[self.value[0]]
+        return "|b1" if self is Datatype.BOOL else f"<{kind}{self.itemsize}"
+
+
+class Rule(StrEnum):
+    """How the members' predictions become one."""
+
+    MEAN = "Mean"
+    WEIGHTED_MEAN = "WeightedMean"
+    SOFT_VOTE = "SoftVote"
+    HARD_VOTE = "HardVote"
+    MEDIAN = "Median"
+    TRIMMED_MEAN = "TrimmedMean"
+    GEOMETRIC_MEAN = "GeometricMean"
+    MAXIMUM = "Maximum"
+    STACKING = "Stacking"
+
+
+class Predictions(StrEnum):
+    """What the members' outputs are: class probabilities, logits (softmax is applied per member), or plain values."""
+
+    PROBABILITIES = "Probabilities"
+    LOGITS = "Logits"
+    VALUES = "Values"
+
+
+class Hosting(StrEnum):
+    """How many cells one prediction process hosts: one, or all those of its device."""
+
+    PER_CELL = "PerCell"
+    PER_DEVICE = "PerDevice"
+
+
+class ModelSource(Schema):
+    """Where a model file is and what it must be."""
+
+    uri: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9+.-]*://.+", max_length=2048)] = Field(
+        description="file://, http(s)://, or with the matching extra s3://, gs://, hf://; relative to the manifest as file://./name."
+    )
+    format: ModelFormat = Field(description="How the file is to be read.")
+    sha256: Sha256 | None = Field(None, description="Digest of the file; checked before a byte is parsed.")
+    allow_pickle: bool = Field(False, description="Permit formats whose loading can run code from the file.")
+
+
+class TensorSpec(Schema):
+    """One input or output, without the batch axis."""
+
+    name: TensorName = Field(description="Name on the wire.")
+    datatype: Datatype = Field(description="Element type, in the words of the Open Inference Protocol.")
+    shape: tuple[Annotated[int, Field(ge=-1, le=2**31 - 1)], ...] = Field(
+        max_length=MAX_DIMENSIONS, description="Dimensions without the batch axis; -1 is variable."
+    )
+    max_length: int = Field(1024, ge=1, le=2**24, description="Upper bound of each variable dimension.")
+
+    @model_validator(mode="after")
+    def _positive(self) -> Self:
+        if 0 in self.shape:
+            raise ValueError("a dimension of 0 holds nothing; expected a positive size, or -1 for variable")
+        return self
+
+    @property
+    def fixed(self) -> bool:
+        """Whether no dimension is variable."""
+        return -1 not in self.shape
+
+    @property
+    def row_bytes(self) -> int:
+        """Most bytes that one row can take."""
+        size = self.datatype.itemsize
+        for dim in self.shape:
+            size *= self.max_length if dim == -1 else dim
+        return size
+
+
+class Member(Schema):
+    """One model of the ensemble."""
+
+    name: Name = Field(description="Unique within the ensemble.")
+    model: ModelSource
+    weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="Share in weighted rules and votes.")
+    precision: Precision = Field(Precision.FP32, description="Floating-point type to compute in.")
+    shadow: bool = Field(False, description="Scored on every request, never combined, never waited for.")
+
+
+class Combination(Schema):
+    """The combination rule and what it works on."""
+
+    rule: Rule = Field(Rule.MEAN, description="How the members' predictions become one.")
+    predictions: Predictions = Field(
+        Predictions.PROBABILITIES, description="What the members put out; Logits get a softmax per member."
+    )
+    trim: float = Field(0.2, ge=0, lt=0.5, description="TrimmedMean: the share cut off at each end.")
+    model: ModelSource | None = Field(None, description="Stacking: the model that reads all members' outputs.")
+
+    @model_validator(mode="after")
+    def _stacking_has_model(self) -> Self:
+        if (self.rule is Rule.STACKING) != (self.model is not None):
+            raise ValueError("`model` is required by rule Stacking and by no other")
+        return self
+
+
+class Quorum(Schema):
+    """When an answer may leave without all members."""
+
+    min_members: int = Field(ge=1, description="Fewest members that an answer may be made of.")
+    deadline_ms: float = Field(gt=0, le=3_600_000, description="From the request's arrival; then the answer leaves.")
+
+
+class Serving(Schema):
+    """Limits and habits of serving."""
+
+    timeout_ms: float = Field(30_000, gt=0, le=3_600_000, description="A request's time, queueing included.")
+    batch_delay_ms: float = Field(
+        0, ge=0, le=10_000, description="How long an idle worker waits for a fuller batch; 0: batches form while workers are busy."
+    )
+    queue_requests: int = Field(1024, ge=1, le=65_536, description="Most requests in the pipeline; more get 503.")
+    queue_rows: int | None = Field(
+        None, ge=1, le=1_048_576,
+        description="Most rows in the pipeline, which is also the most rows of one request; default: what 256 MiB hold, 64 to 8192.",
+    )
+    max_body_mib: int = Field(64, ge=1, le=16_384, description="Largest request body, also after decompression.")
+    member_timeout_ms: float = Field(
+        60_000, gt=0, le=3_600_000, description="A member that computes one batch for longer is taken for hung and restarted."
+    )
+    startup_timeout_ms: float = Field(600_000, gt=0, description="Loading and warm-up of a member may take this long.")
+    drain_ms: float = Field(10_000, ge=0, le=3_600_000, description="On stop, requests in flight get this long.")
+    quorum: Quorum | None = Field(None, description="Without it an answer needs every member.")
+    hosting: Hosting = Field(Hosting.PER_CELL, description="Cells that share a prediction process.")
+
+
+class Device(Schema):
+    """A place where cells run."""
+
+    name: Name
+    kind: DeviceKind
+    type: str = Field(description="What profiles are keyed by, e.g. 'NVIDIA-A100-SXM4-40GB' or 'cpu-1'.")
+    memory_bytes: int = Field(gt=0)
+    cores: tuple[int, ...] = Field((), description="CPU: the cores that its processes are pinned to.")
+    uuid: str | None = Field(None, description="GPU: the UUID that NVML reports, GPU-... or MIG-...")
+    seconds: dict[str, dict[int, float]] = Field(
+        {}, description="Simulated: member -> batch size -> seconds of one batch; interpolated in between."
+    )
+
+
+class Cell(Schema):
+    """One worker: a device, a member and the batch size it runs at."""
+
+    device: Name
+    member: Name
+    batch_size: BatchSize
+
+
+class Listen(Schema):
+    """The address that the gateway serves on."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65_535, description="0: any free port.")
+
+
+class RuntimeConfig(Schema):
+    """All that a runtime needs to start."""
+
+    name: Name
+    version: str = "1"
+    members: tuple[Member, ...] = Field(min_length=1, max_length=MAX_MEMBERS)
+    inputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    outputs: tuple[TensorSpec, ...] = Field(min_length=1)
+    combination: Combination = Combination()
+    devices: tuple[Device, ...] = Field(min_length=1)
+    cells: tuple[Cell, ...] = Field(min_length=1)
+    serving: Serving = Serving()
+    listen: Listen = Listen()
+    predicted_rows_per_second: float | None = Field(None, description="The plan's promise, shown beside the truth.")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        members, devices = {m.name for m in self.members}, {d.name for d in self.devices}
+        if len(members) != len(self.members):
+            raise ValueError("members: names must be unique")
+        if len(devices) != len(self.devices):
+            raise ValueError("devices: names must be unique")
+        if len({(c.device, c.member) for c in self.cells}) != len(self.cells):
+            raise ValueError("cells: a device runs a member once; expected distinct (device, member) pairs")
+        for i, cell in enumerate(self.cells):
+            if cell.member not in members:
+                raise ValueError(f"cells[{i}].member: no member is named '{cell.member}'")
+            if cell.device not in devices:
+                raise ValueError(f"cells[{i}].device: no device is named '{cell.device}'")
+        if unserved := members - {c.member for c in self.cells}:
+            raise ValueError(f"cells: no cell serves {', '.join(sorted(unserved))}")
+        return self
+
+    def cells_of(self, member: str) -> tuple[int, ...]:
+        """Indices of the cells that run a member."""
+        return tuple(i for i, cell in enumerate(self.cells) if cell.member == member)

@@ -1,0 +1,1 @@
+"""Batching, prediction and combination: three kinds of process over one shared-memory arena."""
