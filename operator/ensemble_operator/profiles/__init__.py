@@ -1,0 +1,1 @@
+"""What members cost: seconds and bytes by (model digest, device type, precision, batch size)."""

@@ -1,0 +1,28 @@
+"""The measured cost of one member on one device type."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Point:
+    """One batch size: median seconds of a batch, and the peak bytes that the cell holds (model and working memory)."""
+
+    batch_size: int
+    seconds: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """Points by rising batch size, of one (model digest, device type, precision)."""
+
+    digest: str
+    device_type: str
+    precision: str
+    points: tuple[Point, ...]
+
+    def at(self, batch_size: int) -> Point | None:
+        """The point measured at exactly this batch size."""
+        return next((p for p in self.points if p.batch_size == batch_size), None)
