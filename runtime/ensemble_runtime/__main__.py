@@ -1,0 +1,121 @@
+"""The runtime's entry points: `serve` a configuration; `devices`, `profile` and `fetch` for the planner."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from ensemble_runtime.config import RuntimeConfig, Schema
+from ensemble_runtime.errors import EnsembleError, ManifestError
+
+Document = TypeVar("Document", bound=Schema)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code (see `ensemble_runtime.errors`)."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        return int(options.command(options))
+    except EnsembleError as error:
+        print(f"ensemble-runtime: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ensemble-runtime", description="Serves an ensemble of deep networks.")
+    parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="serve a runtime configuration until stopped")
+    serve.add_argument("document", metavar="CONFIG.json", type=Path)
+    serve.set_defaults(command=_serve)
+
+    fetch = commands.add_parser("fetch", help="fetch the models of a request and print path, sha256 and size of each")
+    fetch.add_argument("document", metavar="REQUEST.json", type=Path)
+    fetch.set_defaults(command=_fetch)
+
+    profile = commands.add_parser("profile", help="measure members on devices; prints one JSON record a line")
+    profile.add_argument("document", metavar="REQUEST.json", type=Path)
+    profile.set_defaults(command=_profile)
+
+    for command in (serve, fetch, profile):
+        command.add_argument("--cache", type=Path, default=default_cache(), help="folder for fetched models")
+
+    devices = commands.add_parser("devices", help="print this machine's devices as JSON")
+    devices.add_argument(
+        "--cores-per-device", type=int, default=1, metavar="N", help="cores of a CPU device (default 1)"
+    )
+    devices.set_defaults(command=_devices)
+    return parser
+
+
+def default_cache() -> Path:
+    """Where models are kept: $XDG_CACHE_HOME/ensembles/models, by default under ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ensembles" / "models"
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from ensemble_runtime.pipeline import supervisor
+
+    return supervisor.run(_read(options.document, RuntimeConfig), options.cache)
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from ensemble_runtime.members.storage import fetch
+    from ensemble_runtime.profiler import FetchRequest
+
+    for member in _read(options.document, FetchRequest).members:
+        model = fetch(member.model, options.cache)
+        _emit({"member": member.name, "path": str(model.path), "sha256": model.sha256, "size": model.size})
+    return 0
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from ensemble_runtime.profiler import ProfileRequest, profile
+
+    for record in profile(_read(options.document, ProfileRequest), options.cache):
+        _emit(record)
+    return 0
+
+
+def _devices(options: argparse.Namespace) -> int:
+    from ensemble_runtime.devices.local import discover
+
+    found = discover(cores_per_device=options.cores_per_device)
+    _emit([device.model_dump(mode="json", by_alias=True, exclude_defaults=True) for device in found])
+    return 0
+
+
+def _read(path: Path, document: type[Document]) -> Document:
+    """Read and validate a JSON document; one line a fault, with its path."""
+    try:
+        return document.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ManifestError(f"{path}: {error.strerror}") from error
+    except ValidationError as error:
+        faults = "\n".join(f"  {_place(fault['loc'])}: {fault['msg']}" for fault in error.errors())
+        raise ManifestError(f"{path}: {error.error_count()} fault(s)\n{faults}") from error
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """A fault's path, e.g. members[2].model.format."""
+    place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location)
+    return place.removeprefix(".") or "document"
+
+
+def _emit(record: object) -> None:
+    sys.stdout.write(json.dumps(record) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

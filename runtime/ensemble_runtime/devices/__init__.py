@@ -1,0 +1,1 @@
+"""Where tensors run: NVIDIA GPUs through NVML, CPU core sets, simulated devices with stated costs."""

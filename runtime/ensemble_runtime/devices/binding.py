@@ -1,0 +1,75 @@
+"""Ties a prediction process to its one device, before any library can choose another."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ensemble_runtime.config import Device, DeviceKind
+from ensemble_runtime.errors import DeviceUnavailableError
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def threads(device: Device) -> int:
+    """Threads that a model on this device computes with: the cores of a core set, one beside a GPU."""
+    return max(1, len(device.cores))
+
+
+def bind(device: Device) -> str:
+    """Bind this process; the first thing that a prediction process does.
+
+    Returns:
+        The device that was found, e.g. ``GPU-0e3f... 00000000:65:00.0`` or ``cores 0,1``.
+
+    Raises:
+        DeviceUnavailableError: the device is not on this machine, or it is too late to bind to it.
+    """
+    for variable in _THREAD_VARIABLES:
+        os.environ[variable] = str(threads(device))
+    match device.kind:
+        case DeviceKind.GPU:
+            return _bind_gpu(device)
+        case DeviceKind.CPU:
+            return _bind_cores(device)
+        case DeviceKind.SIMULATED:
+            return f"simulated {device.type}"
+
+
+def _bind_gpu(device: Device) -> str:
+    # CUDA reads the variable once, when it starts; with torch imported it may be too late without any sign of it.
+    if "torch" in sys.modules:
+        raise DeviceUnavailableError(
+            f"{device.name}: torch is imported already; bind the process before it loads a model"
+        )
+    if device.uuid is None:
+        raise DeviceUnavailableError(f"{device.name}: a GPU needs its `uuid` (GPU-... or MIG-...)")
+    from ensemble_runtime.devices import nvidia  # imported here: a machine without GPUs needs no NVML bindings
+
+    gpu = nvidia.find(device.uuid)
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu.uuid
+    return f"{gpu.uuid} {gpu.pci_bus_id}"
+
+
+def _bind_cores(device: Device) -> str:
+    if not device.cores:
+        raise DeviceUnavailableError(f"{device.name}: a CPU device needs its `cores`")
+    wanted = set(device.cores)
+    try:
+        os.sched_setaffinity(0, wanted)
+    except OSError as error:
+        raise DeviceUnavailableError(
+            f"{device.name}: cannot pin to cores {_listed(wanted)}: {error.strerror}; "
+            f"this process may use {_listed(os.sched_getaffinity(0))}"
+        ) from error
+    # The kernel drops cores that the cpuset forbids and reports success if any is left.
+    if (bound := os.sched_getaffinity(0)) != wanted:
+        raise DeviceUnavailableError(
+            f"{device.name}: cores {_listed(wanted - bound)} are not available; this process may use {_listed(bound)}"
+        )
+    return f"cores {_listed(wanted)}"
+
+
+def _listed(cores: set[int]) -> str:
+    return ",".join(map(str, sorted(cores)))
