@@ -1,0 +1,77 @@
+# One command each; `make` alone lists them.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A stamp per set of extras: installed once, and again when pyproject.toml changes.
+DEMO_READY := $(VENV)/.demo-installed
+DEV_READY := $(VENV)/.dev-installed
+CODE := operator runtime tests examples benchmarks
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test lint typecheck format crds clean \
+	bench-plumbing bench-compute bench-bulk bench-simulated bench-memory bench-start bench-planner
+
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(DEMO_READY) ## Train five members, serve them as one ensemble, show what it is worth
+	$(BIN)/python examples/digits/demo.py
+
+test: lint typecheck ## Check style, types and layers, then run all tests
+	$(BIN)/pytest
+
+lint: $(DEV_READY) ## Check style, format and the floors of the rooms
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/lint-imports
+
+typecheck: $(DEV_READY) ## Check types (mypy, strict)
+	$(BIN)/mypy
+
+format: $(DEV_READY) ## Format the code and sort the imports
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+crds: $(DEV_READY) ## Generate crds/ from the manifest's models
+	$(BIN)/python -m ensemble_operator.cli.crd
+
+venv: $(DEV_READY) ## Make .venv and install the project with its tools
+
+bench-plumbing: $(DEV_READY) ## Requests/s of tiny members against a bare server (needs wrk)
+	$(BIN)/python benchmarks/plumbing.py
+
+bench-compute: $(DEV_READY) ## Rows/s of heavy members against the same models run bare
+	$(BIN)/python benchmarks/compute.py
+
+bench-bulk: $(DEV_READY) ## Rows/s of requests of 1,024 rows against the same models run bare
+	$(BIN)/python benchmarks/bulk.py
+
+bench-simulated: $(DEV_READY) ## Throughput on simulated GPUs against the plan's promise
+	$(BIN)/python benchmarks/simulated.py
+
+bench-memory: $(DEV_READY) ## Memory of each further cell
+	$(BIN)/python benchmarks/memory.py
+
+bench-start: $(DEV_READY) ## Seconds from start to ready
+	$(BIN)/python benchmarks/starting.py
+
+bench-planner: $(DEV_READY) ## Gain of the planner over its baseline, over many random problems
+	$(BIN)/python benchmarks/planner_sweep.py
+
+clean: ## Remove caches and what the demo trained; .venv stays
+	rm -rf examples/digits/build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(DEMO_READY): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[demo]'
+	@touch $@
+
+$(DEV_READY): pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(DEMO_READY)
