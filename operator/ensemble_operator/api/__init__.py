@@ -1,0 +1,1 @@
+"""What users write: the `InferenceEnsemble` and `ModelProfile` documents, and the CRDs generated from them."""

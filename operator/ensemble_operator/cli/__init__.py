@@ -1,0 +1,1 @@
+"""`ensemblectl`, the command line."""
