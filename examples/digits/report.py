@@ -1,0 +1,82 @@
+"""The demo's tables: who is how good, who runs where, and how fast all of it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+BAR_FROM, BAR_TO, BAR_WIDTH = 0.90, 1.0, 30
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the demo found out; accuracies are from 0 to 1."""
+
+    images: int
+    ensemble: float
+    members: Mapping[str, float]
+    formats: Mapping[str, str]
+    plan: Mapping[str, Any]
+    """As `ensemblectl plan -o json` writes it."""
+    rows_per_second: float
+
+    @property
+    def ensemble_is_best(self) -> bool:
+        return self.ensemble > max(self.members.values())
+
+
+def report(findings: Findings) -> RenderableType:
+    return Group("", _accuracy(findings), "", _matrix(findings.plan), "", _throughput(findings))
+
+
+def _accuracy(findings: Findings) -> Table:
+    table = _table(f"Accuracy on {findings.images} held-out images")
+    table.add_column("member")
+    table.add_column("format")
+    table.add_column("accuracy", justify="right")
+    table.add_column(f"{BAR_FROM:.0%} to {BAR_TO:.0%}", width=BAR_WIDTH)
+    for member, accuracy in findings.members.items():
+        table.add_row(member, findings.formats[member], f"{accuracy:.2%}", _bar(accuracy))
+    table.add_section()
+    style = "bold green" if findings.ensemble_is_best else "bold red"
+    table.add_row("ensemble", "", f"{findings.ensemble:.2%}", _bar(findings.ensemble), style=style)
+    return table
+
+
+def _bar(accuracy: float) -> Text:
+    share = (accuracy - BAR_FROM) / (BAR_TO - BAR_FROM)
+    return Text("█" * round(BAR_WIDTH * min(max(share, 0), 1)))
+
+
+def _matrix(plan: Mapping[str, Any]) -> Table:
+    table = _table("Allocation matrix: batch size, and share of the device's time at full rate")
+    table.add_column("device")
+    for member in plan["members"]:
+        table.add_column(member, justify="right")
+    table.add_column("in all", justify="right")
+    for device in plan["devices"]:
+        cells = [
+            f"{batch} [dim]{share:.0%}[/]" if batch else "[dim]·[/]"
+            for batch, share in zip(device["batches"], device["shares"], strict=True)
+        ]
+        mark = " [yellow]◀ bottleneck[/]" if device["name"] == plan["bottleneck"]["device"] else ""
+        table.add_row(f"{device['name']} ({device['type']}){mark}", *cells, f"{sum(device['shares']):.0%}")
+    return table
+
+
+def _throughput(findings: Findings) -> str:
+    plan = findings.plan
+    return (
+        f"[bold]Throughput[/]: {findings.rows_per_second:,.0f} images/s through all of it, HTTP and the client that "
+        f"makes the load included.\nThe plan promises {plan['rate']:,.0f} if the members have the devices to themselves; "
+        f"one worker a member, {plan['baselineRate']:,.0f}."
+    )
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", header_style="bold")
