@@ -1,0 +1,173 @@
+"""Members in ONNX, through ONNX Runtime; nothing here imports torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from ensemble_runtime.config import Device, DeviceKind, Member, Precision, TensorSpec
+from ensemble_runtime.devices.binding import threads
+from ensemble_runtime.errors import DeviceUnavailableError, ModelInvalidError
+from ensemble_runtime.members.checks import first_line
+from ensemble_runtime.members.model import Array, as_declared, count_mismatch
+
+_NUMPY_TYPES = {
+    "tensor(bool)": "bool",
+    "tensor(uint8)": "uint8",
+    "tensor(uint16)": "uint16",
+    "tensor(uint32)": "uint32",
+    "tensor(uint64)": "uint64",
+    "tensor(int8)": "int8",
+    "tensor(int16)": "int16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(float16)": "float16",
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+}
+
+
+class OnnxModel:
+    """An ONNX Runtime session that takes and gives numpy arrays."""
+
+    def __init__(
+        self,
+        member: Member,
+        path: Path,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        device: Device,
+    ) -> None:
+        """Open a session; see `loading.load`."""
+        self._session = _session(path, device)
+        self._outputs = outputs
+        found_inputs = _matched("inputs", self._session.get_inputs(), inputs)
+        found_outputs = _matched("outputs", self._session.get_outputs(), outputs)
+        _check_precision(member.precision, [*found_inputs, *found_outputs])
+        self._input_names = [found.name for found in found_inputs]
+        self._output_names = [found.name for found in found_outputs]
+        self._input_types = [_input_type(found, spec) for found, spec in zip(found_inputs, inputs, strict=True)]
+        self._casts = any(
+            np.dtype(spec.datatype.numpy) != wanted for spec, wanted in zip(inputs, self._input_types, strict=True)
+        )
+
+    def predict(self, inputs: Sequence[Array]) -> list[Array]:
+        """See `Model.predict`. IO binding and OrtValues were measured and are slower than a plain run on a CPU."""
+        if self._casts:
+            inputs = [x.astype(wanted, copy=False) for x, wanted in zip(inputs, self._input_types, strict=True)]
+        answers = self._session.run(self._output_names, dict(zip(self._input_names, inputs, strict=True)))
+        return [as_declared(answer, spec) for answer, spec in zip(answers, self._outputs, strict=True)]
+
+
+def _session(path: Path, device: Device) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads(device)
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = 3
+    # Threads that wait must not burn the cores of the cells beside them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        # Opened by descriptor, a model has no folder, so that weights in side files, which no digest covers, are not found.
+        with path.open("rb") as file:
+            session = onnxruntime.InferenceSession(
+                f"/proc/{os.getpid()}/fd/{file.fileno()}", options, providers=_providers(device)
+            )
+    except DeviceUnavailableError:
+        raise
+    except Exception as error:  # ONNX Runtime raises a dozen classes without a common base
+        if "xternal data" in str(error):
+            raise ModelInvalidError(
+                "keeps weights in side files; expected one file: onnx.save_model(model, path, save_as_external_data=False)"
+            ) from error
+        raise ModelInvalidError(
+            f"cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {first_line(error)}"
+        ) from error
+    if device.kind is DeviceKind.GPU and "CUDAExecutionProvider" not in session.get_providers():
+        raise DeviceUnavailableError(
+            f"{device.name}: ONNX Runtime cannot start CUDA here; check that its CUDA and cuDNN fit"
+        )
+    return session
+
+
+def _providers(device: Device) -> list[Any]:
+    if device.kind is not DeviceKind.GPU:
+        return ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise DeviceUnavailableError(f"{device.name}: this ONNX Runtime has no CUDA; install onnxruntime-gpu instead")
+    cuda = {
+        "device_id": 0,  # the process is bound to this one device
+        "gpu_mem_limit": device.memory_bytes,
+        "arena_extend_strategy": "kSameAsRequested",
+        # The exhaustive default searches anew for every new batch size, in the middle of serving.
+        "cudnn_conv_algo_search": "HEURISTIC",
+    }
+    return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
+
+
+def _matched(what: str, found: Sequence[Any], specs: Sequence[TensorSpec]) -> list[Any]:
+    """The model's tensors in the manifest's order: by name if all names match, else by position; shapes agree.
+
+    Of the outputs, those that the manifest does not name are not computed.
+    """
+    by_name = {tensor.name: tensor for tensor in found}
+    names = [spec.name for spec in specs]
+    if set(names) <= by_name.keys() and (what == "outputs" or len(names) == len(found)):
+        found = [by_name[name] for name in names]
+    elif len(found) != len(specs):
+        raise count_mismatch(what, len(found), specs)
+    for tensor, spec in zip(found, specs, strict=True):
+        _check_shape(what.removesuffix("s"), tensor, spec)
+    return list(found)
+
+
+def _check_shape(what: str, tensor: Any, spec: TensorSpec) -> None:
+    shape = tensor.shape
+    if not shape:  # a graph need not state the rank of what it computes
+        return
+    if isinstance(shape[0], int):
+        raise ModelInvalidError(
+            f"{what} '{tensor.name}' has a fixed batch of {shape[0]}; export it with a variable first dimension"
+        )
+    agree = len(shape) == len(spec.shape) + 1 and all(
+        not isinstance(found, int) or found == dim for found, dim in zip(shape[1:], spec.shape, strict=True)
+    )
+    if not agree:
+        dims = ", ".join(str(dim) if isinstance(dim, int) else "-1" for dim in shape[1:])
+        raise ModelInvalidError(
+            f"{what} '{tensor.name}' has shape [{dims}], the manifest's '{spec.name}' has {list(spec.shape)} "
+            "(both without the batch axis)"
+        )
+
+
+def _check_precision(precision: Precision, tensors: Sequence[Any]) -> None:
+    """ONNX Runtime computes in the types that are written into the graph; it does not convert."""
+    types = {tensor.type for tensor in tensors}
+    written = Precision.FP32
+    if "tensor(bfloat16)" in types:
+        written = Precision.BF16
+    elif "tensor(float16)" in types:
+        written = Precision.FP16
+    if precision is Precision.BF16 or written is Precision.BF16:
+        raise ModelInvalidError("ONNX members cannot compute in BF16; use FP32 or FP16, or a torch format")
+    if precision is not written:
+        raise ModelInvalidError(
+            f"precision {precision.value} is asked for, but the graph takes and gives {written.value}; "
+            f"set `precision: {written.value}`, or convert the file (onnxconverter_common.float16 makes FP16)"
+        )
+
+
+def _input_type(tensor: Any, spec: TensorSpec) -> np.dtype[Any]:
+    name = _NUMPY_TYPES.get(tensor.type)
+    if name is None:
+        raise ModelInvalidError(f"input '{tensor.name}' takes {tensor.type}; expected a numeric tensor")
+    if not np.can_cast(spec.datatype.numpy, name, "same_kind"):
+        raise ModelInvalidError(
+            f"input '{tensor.name}' takes {name}, the manifest's '{spec.name}' is {spec.datatype.value}"
+        )
+    return np.dtype(name)

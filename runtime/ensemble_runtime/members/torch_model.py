@@ -1,0 +1,180 @@
+"""Members in torch's formats: torch.export (``.pt2``) and TorchScript."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export.passes import move_to_device_pass
+
+from ensemble_runtime.config import Device, DeviceKind, Member, ModelFormat, Precision, TensorSpec
+from ensemble_runtime.devices.binding import threads
+from ensemble_runtime.errors import DeviceUnavailableError, ModelInvalidError
+from ensemble_runtime.members.checks import first_line, sample
+from ensemble_runtime.members.model import Array, as_declared, count_mismatch
+from ensemble_runtime.members.torch_archive import check_export, check_script
+from ensemble_runtime.members.torch_graph import flat_module, optimised, scripted
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {Precision.FP32: torch.float32, Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
+
+
+class TorchModel:
+    """A torch callable that takes and gives numpy arrays, without a copy on a CPU in FP32."""
+
+    def __init__(
+        self,
+        compute: Callable[..., Any],
+        names: Sequence[str] | None,
+        outputs: Sequence[TensorSpec],
+        precision: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """Wrap a callable.
+
+        Args:
+            compute: Takes the inputs by position; answers a tensor, or a tuple, list or dictionary of them.
+            names: Of a tuple's elements, where the model names them.
+            outputs: The manifest's outputs.
+            precision: What floating-point inputs are cast to.
+            device: Where the inputs go.
+        """
+        self._compute = compute
+        self._names = names
+        self._outputs = tuple(outputs)
+        self.precision = precision
+        self._device = device
+        self._plain = device.type == "cpu" and precision is torch.float32
+
+    def computing(self, compute: Callable[..., Any]) -> TorchModel:
+        """The same model with another way to compute it."""
+        return TorchModel(compute, self._names, self._outputs, self.precision, self._device)
+
+    def predict(self, inputs: Sequence[Array]) -> list[Array]:
+        """See `Model.predict`."""
+        with torch.inference_mode():
+            if self._plain:
+                answer = self._compute(*map(torch.from_numpy, inputs))
+            else:
+                answer = self._compute(*map(self._onto_device, inputs))
+        return [
+            as_declared(self._onto_host(tensor), spec)
+            for tensor, spec in zip(_ordered(answer, self._names, self._outputs), self._outputs, strict=True)
+        ]
+
+    def _onto_device(self, array: Array) -> torch.Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor.to(self._device, self.precision if tensor.is_floating_point() else tensor.dtype)
+
+    def _onto_host(self, tensor: torch.Tensor) -> Array:
+        if self._plain:
+            array: Array = tensor.numpy()
+            return array
+        # numpy has no bfloat16
+        return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).cpu().numpy()  # type: ignore[no-any-return]
+
+
+def load_torch(
+    member: Member, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], device: Device
+) -> TorchModel:
+    """Load a torch.export or TorchScript archive; see `loading.load`."""
+    torch.set_num_threads(threads(device))
+    target = _target(device)
+    precision = _DTYPES[member.precision]
+    try:
+        if member.model.format is ModelFormat.TORCH_EXPORT:
+            check_export(path, member.model.allow_pickle)
+            plain, names = _load_export(path, target, precision)
+        else:
+            check_script(path)
+            plain, names = _load_script(path, target, precision), None
+    except ModelInvalidError:
+        raise
+    except Exception as error:  # torch raises RuntimeError, AssertionError, KeyError and more on damaged archives
+        raise ModelInvalidError(f"cannot be loaded by torch {torch.__version__}: {first_line(error)}") from error
+    reference = TorchModel(plain, names, outputs, precision, target)
+    return (_faster(plain, reference, inputs) if target.type == "cpu" else None) or reference
+
+
+def _load_export(path: Path, target: torch.device, precision: torch.dtype) -> tuple[Any, Sequence[str] | None]:
+    with path.open("rb") as file:  # by name torch would insist on the suffix .pt2, which files in the cache lack
+        program = torch.export.load(file)
+    return flat_module(move_to_device_pass(program, target), precision)
+
+
+def _load_script(path: Path, target: torch.device, precision: torch.dtype) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        module = torch.jit.load(path, map_location=target)
+    return module.eval().to(precision)
+
+
+def _target(device: Device) -> torch.device:
+    if device.kind is not DeviceKind.GPU:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise DeviceUnavailableError(
+            f"{device.name}: torch {torch.__version__} finds no CUDA device; install a build of torch for CUDA that fits the driver"
+        )
+    return torch.device("cuda", 0)  # the process is bound to this one device
+
+
+def _faster(plain: Any, reference: TorchModel, inputs: Sequence[TensorSpec]) -> TorchModel | None:
+    """The same model compiled for a CPU, if that succeeds and gives the same answers."""
+    try:
+        module = scripted(plain) if isinstance(plain, torch.fx.GraphModule) else plain
+        with torch.inference_mode():
+            fast = reference.computing(optimised(module, reference.precision))
+        return fast if _agree(reference, fast, inputs) else None
+    except Exception as error:
+        # Not every model can be compiled; one that cannot be run at all is for the warm-up to report.
+        logger.info("member runs uncompiled: %s", first_line(error))
+        return None
+
+
+def _agree(reference: TorchModel, fast: TorchModel, inputs: Sequence[TensorSpec]) -> bool:
+    """Whether two models answer alike, at several sizes, and again once the compiler has specialised."""
+    random = np.random.default_rng(0)
+
+    def values(shape: tuple[int, ...], dtype: str) -> Array:
+        # Whole numbers may be indices into a vocabulary: 0 and 1 are always in it.
+        floating = np.dtype(dtype).kind == "f"
+        return (random.standard_normal(shape) if floating else random.integers(0, 2, shape)).astype(dtype)
+
+    tolerance = 1e-3 if reference.precision is torch.float32 else 5e-2
+    for rows, length in ((1, 8), (3, 5), (3, 5), (2, 8)):
+        batch = [sample(spec, rows, length, values) for spec in inputs]
+        for expected, found in zip(reference.predict(batch), fast.predict(batch), strict=True):
+            scale = float(np.abs(expected).max(initial=0)) if expected.dtype.kind == "f" else 0.0
+            if not np.allclose(found, expected, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
+                logger.info("member runs uncompiled: compiled, it answers differently")
+                return False
+    return True
+
+
+def _ordered(answer: Any, names: Sequence[str] | None, outputs: Sequence[TensorSpec]) -> Sequence[torch.Tensor]:
+    """The answer's tensors in the manifest's order: by name if all names are there, else by position."""
+    if isinstance(answer, torch.Tensor):
+        tensors: Sequence[Any] = (answer,)
+    elif isinstance(answer, Mapping):
+        names, tensors = list(answer), list(answer.values())
+    elif isinstance(answer, tuple | list):
+        tensors = answer
+    else:
+        raise ModelInvalidError(
+            f"answers {type(answer).__name__}, expected a tensor, or a tuple, list or dictionary of them"
+        )
+    if names is not None and set(names) >= {spec.name for spec in outputs}:
+        tensors = [tensors[names.index(spec.name)] for spec in outputs]
+    if len(tensors) != len(outputs):
+        raise count_mismatch("outputs", len(tensors), outputs)
+    for tensor in tensors:
+        if not isinstance(tensor, torch.Tensor):
+            raise ModelInvalidError(f"answers {type(tensor).__name__} inside its outputs, expected tensors alone")
+    return tensors
