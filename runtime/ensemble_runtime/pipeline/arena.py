@@ -1,0 +1,321 @@
+"""The shared-memory arena: where every tensor and every queue of an ensemble lives.
+
+One anonymous file in /dev/shm (it has no name, so nothing can be left behind), mapped by every process. The layout is
+a pure function of the RuntimeConfig: processes agree on it without talking. One writer for each array, named below.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_runtime.config import MAX_DIMENSIONS, Hosting, RuntimeConfig, TensorSpec
+from ensemble_runtime.errors import SharedMemoryError
+
+SHM = Path("/dev/shm")
+DEFAULT_ARENA_BYTES = 256 * 2**20
+SPARSE_BYTES = 2**42
+LINE = 64
+"""Arrays start on cache lines of their own, so that writers do not disturb each other."""
+
+ENTRY_BYTES = 16
+"""A queue entry or a report: four 32-bit words (request slot, first row, row count, attempts or code)."""
+TEXT_BYTES = 512
+
+# States of a cell, written by its process, and by the supervisor when that process is gone.
+STARTING, LOADING, WARMING, READY, FAILED = range(5)
+STATE_NAMES = ("Starting", "Loading", "Warming", "Ready", "Failed")
+
+# Codes of a report: what became of a member's rows of a request. 0 in `status` means: not arrived.
+ARRIVED, RAISED, MISSHAPEN, NOT_FINITE, DIED, SKIPPED = range(1, 7)
+REASONS = {
+    0: "did not answer in time",
+    RAISED: "raised an error",
+    MISSHAPEN: "returned a wrong shape",
+    NOT_FINITE: "returned NaN or infinity",
+    DIED: "died or hung on this request",
+    SKIPPED: "was skipped",
+}
+
+# Bits of a request's flags, written by the gateway.
+ACTIVE, CANCELLED, DISAGREE = 1, 2, 4
+# Phases of a request: set to OPEN by the gateway with the request, to ANSWERED by the combiner.
+OPEN, ANSWERED = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Sizes that everything else follows from."""
+
+    rows: int
+    slots: int
+    members: int
+    cells: int
+    processes: tuple[tuple[int, ...], ...]
+    """The cells that each prediction process hosts."""
+    segments: tuple[int, ...]
+    """For each member the most rows of one queue entry: the smallest batch size among its cells."""
+    input_strides: tuple[int, ...]
+    output_strides: tuple[int, ...]
+
+    @staticmethod
+    def of(config: RuntimeConfig) -> Geometry:
+        """Derive the geometry from the configuration."""
+        inputs = tuple(_aligned_row(spec) for spec in config.inputs)
+        outputs = tuple(_aligned_row(spec) for spec in config.outputs)
+        row_bytes = sum(inputs) + (len(config.members) + 1) * sum(outputs)
+        rows = config.serving.queue_rows or max(64, min(8192, DEFAULT_ARENA_BYTES // row_bytes))
+        cells = range(len(config.cells))
+        processes: tuple[tuple[int, ...], ...]
+        if config.serving.hosting is Hosting.PER_CELL:
+            processes = tuple((cell,) for cell in cells)
+        else:
+            devices = dict.fromkeys(cell.device for cell in config.cells)
+            processes = tuple(tuple(c for c in cells if config.cells[c].device == device) for device in devices)
+        segments = tuple(min(config.cells[c].batch_size for c in config.cells_of(m.name)) for m in config.members)
+        return Geometry(
+            rows=rows,
+            slots=min(config.serving.queue_requests, rows),
+            members=len(config.members),
+            cells=len(config.cells),
+            processes=processes,
+            segments=segments,
+            input_strides=inputs,
+            output_strides=outputs,
+        )
+
+
+def _aligned_row(spec: TensorSpec) -> int:
+    """Bytes from one row to the next: fixed rows are packed, variable ones start at multiples of eight bytes."""
+    return spec.row_bytes if spec.fixed else (spec.row_bytes + 7) // 8 * 8
+
+
+class Arena:
+    """Typed views of the shared memory.
+
+    Words that are written one at a time on the fast path are `memoryview`s, which read and write faster than numpy
+    scalars; what is computed on in bulk is a numpy array.
+    """
+
+    def __init__(self, config: RuntimeConfig, fd: int) -> None:
+        self.config = config
+        self.geometry = geo = Geometry.of(config)
+        self.fd = fd
+        self._cut = _Cutter(mmap.mmap(fd, os.fstat(fd).st_size))
+        rows, slots, members, cells = geo.rows, geo.slots, geo.members, geo.cells
+        self.ring_capacity = capacity = _power_of_two(rows)
+
+        # Tensors. Inputs: the gateway. Member outputs: the member's cells. Combined outputs: the combiner.
+        self.inputs = [self._cut.bytes(rows * stride) for stride in geo.input_strides]
+        self.outputs = [self._cut.bytes(rows * stride) for stride in geo.output_strides]
+        self.member_outputs = [
+            [self._cut.bytes(rows * stride) for stride in geo.output_strides] for _ in range(members)
+        ]
+        self.disagreement: NDArray[np.float32] = self._cut.array((rows, 4), "f4")
+
+        # The request table. The gateway writes all of it but `phase` (set to ANSWERED), `used` and the two counters,
+        # which the combiner takes down, and `output_shapes`, which cells write.
+        self.generation = self._cut.array((slots,), "u4")
+        self.base = self._cut.array((slots,), "u4")
+        self.row_count = self._cut.array((slots,), "u4")
+        self.flags = self._cut.array((slots,), "u4")
+        self.min_members = self._cut.array((slots,), "u4")
+        self.phase = self._cut.array((slots,), "u4")
+        self.remaining = self._cut.array((slots,), "i4")
+        self.outstanding = self._cut.array((slots,), "i4")
+        self.used = self._cut.array((slots, members), "u1")
+        self.input_shapes = self._cut.array((slots, len(config.inputs), MAX_DIMENSIONS), "i4")
+        self.output_shapes = self._cut.array((slots, members, len(config.outputs), MAX_DIMENSIONS), "i4")
+        self.status = self._cut.array((members, rows), "u1")
+        """What became of each row at each member; zeroed by the gateway, written by the combiner."""
+
+        # Queues: three for each member (taken in this order), reports for each cell and one for the supervisor,
+        # controls from the gateway to the combiner, completions back.
+        self.queues = [[Ring.cut(self._cut, capacity) for _ in ("again", "high", "normal")] for _ in range(members)]
+        self.lock_owner = self._cut.words(members)
+        reports = [Ring.cut(self._cut, capacity) for _ in range(cells + 1)]
+        self.reports = reports
+        self.controls = Ring.cut(self._cut, _power_of_two(4 * slots))
+        self.completions = Ring.cut(self._cut, _power_of_two(4 * slots))
+
+        # Cells: the journal says what a cell has taken and not reported yet. Written by its process.
+        self.journals = [
+            Journal(self._cut.words(4), self._cut.bytes(cell.batch_size * ENTRY_BYTES)) for cell in config.cells
+        ]
+        self.state = self._cut.words(cells)
+        self.batch_started = self._cut.words(cells)
+        """CLOCK_MONOTONIC nanoseconds at which the running batch began; 0: none runs."""
+        self.counters: NDArray[np.uint64] = self._cut.array((cells, 4), "u8")
+        """Batches, rows, busy nanoseconds, errors."""
+        self.restarts = self._cut.words(cells)
+        self.idle = self._cut.words(len(geo.processes))
+        self.pids = self._cut.words(len(geo.processes))
+        self.service_pids = self._cut.words(len(SERVICES))
+        self.errors = [Text(self._cut.bytes(TEXT_BYTES)) for _ in range(cells)]
+        self.observed = [Text(self._cut.bytes(TEXT_BYTES)) for _ in range(len(geo.processes))]
+        self.size = self._cut.offset
+
+    @staticmethod
+    def create(config: RuntimeConfig) -> Arena:
+        """Make the arena, with every page reserved, so that no write can fail later.
+
+        Raises:
+            SharedMemoryError: /dev/shm has less room than the arena needs; the message names both.
+        """
+        fd = os.open(SHM, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            # Laid out once over a sparse file: what it came to is the size, and there is no second list of sizes to keep.
+            os.ftruncate(fd, SPARSE_BYTES)
+            size = Arena(config, fd).size
+            os.ftruncate(fd, size)
+            free = os.fstatvfs(fd)
+            if size > free.f_bavail * free.f_frsize:
+                raise SharedMemoryError(_too_small(size, free.f_bavail * free.f_frsize))
+            os.posix_fallocate(fd, 0, size)
+        except (OSError, SharedMemoryError) as error:
+            os.close(fd)
+            if isinstance(error, SharedMemoryError):
+                raise
+            raise SharedMemoryError(f"cannot reserve shared memory in {SHM}: {error.strerror}") from error
+        return Arena(config, fd)
+
+    def member_rows(self, member: int, output: int) -> NDArray[np.generic]:
+        """A member's area of a fixed-shape output, (rows, *shape)."""
+        return _table(self.member_outputs[member][output], self.config.outputs[output], self.geometry.rows)
+
+    def input_rows(self, index: int) -> NDArray[np.generic]:
+        """A fixed-shape input, (rows, *shape)."""
+        return _table(self.inputs[index], self.config.inputs[index], self.geometry.rows)
+
+    def output_rows(self, index: int) -> NDArray[np.generic]:
+        """A fixed-shape combined output, (rows, *shape)."""
+        return _table(self.outputs[index], self.config.outputs[index], self.geometry.rows)
+
+
+SERVICES = ("supervisor", "gateway", "combiner", "forge")
+
+
+class Text:
+    """A short message in the arena: a length, then UTF-8."""
+
+    def __init__(self, area: memoryview) -> None:
+        self._area = area
+
+    def set(self, message: str) -> None:
+        """Write the message, cut to what fits."""
+        data = message.encode("utf-8", "replace")[: len(self._area) - 2]
+        self._area[2 : 2 + len(data)] = data
+        self._area[:2] = len(data).to_bytes(2, "little")
+
+    def get(self) -> str:
+        """Read the message."""
+        size = int.from_bytes(self._area[:2], "little")
+        return bytes(self._area[2 : 2 + size]).decode("utf-8", "replace")
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """What a cell has in hand. Words: entries in hand, its report ring's tail when it took them, ring, first index."""
+
+    words: memoryview
+    entries: memoryview
+
+
+class Ring:
+    """A ring of entries with free-running 64-bit head and tail; the capacity is a power of two that cannot overflow.
+
+    It cannot: entries in flight are never more than rows in flight, each entry having a row of its own.
+    """
+
+    __slots__ = ("_ends", "_entries", "_mask", "table", "words")
+
+    def __init__(self, ends: memoryview, entries: memoryview, capacity: int) -> None:
+        self._ends = ends
+        self._entries = entries
+        self.words = entries.cast("I")
+        self.table: NDArray[np.uint32] = np.frombuffer(entries, "u4").reshape(capacity, 4)
+        self._mask = capacity - 1
+
+    @staticmethod
+    def cut(cut: _Cutter, capacity: int) -> Ring:
+        # Head and tail on lines of their own: their writers are different processes.
+        return Ring(cut.words(2 * LINE // 8), cut.bytes(capacity * ENTRY_BYTES), capacity)
+
+    @property
+    def head(self) -> int:
+        return self._ends[0]
+
+    @head.setter
+    def head(self, value: int) -> None:
+        self._ends[0] = value
+
+    @property
+    def tail(self) -> int:
+        return self._ends[8]
+
+    def __len__(self) -> int:
+        return int(self._ends[8] - self._ends[0])
+
+    def push(self, blob: bytes | bytearray | memoryview) -> None:
+        """Append entries, then publish them with one store."""
+        tail = self._ends[8]
+        count = len(blob) // ENTRY_BYTES
+        begin = (tail & self._mask) * ENTRY_BYTES
+        end = begin + len(blob)
+        if end <= len(self._entries):
+            self._entries[begin:end] = blob
+        else:
+            first = len(self._entries) - begin
+            self._entries[begin:] = blob[:first]
+            self._entries[: end - len(self._entries)] = blob[first:]
+        self._ends[8] = tail + count
+
+    def peek(self, count: int) -> NDArray[np.uint32]:
+        """The first `count` entries, (count, 4), copied where they wrap around."""
+        begin = self._ends[0] & self._mask
+        end = begin + count
+        if end <= self._mask + 1:
+            return self.table[begin:end]
+        return np.concatenate((self.table[begin:], self.table[: end - self._mask - 1]))
+
+
+class _Cutter:
+    """Hands out consecutive, aligned pieces of a mapping."""
+
+    def __init__(self, mapping: mmap.mmap) -> None:
+        self._view = memoryview(mapping)
+        self.offset = 0
+
+    def bytes(self, size: int) -> memoryview:
+        begin = self.offset
+        self.offset = begin + (size + LINE - 1) // LINE * LINE
+        return self._view[begin : begin + size]
+
+    def words(self, count: int) -> memoryview:
+        return self.bytes(8 * count).cast("Q")
+
+    def array(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+        return np.frombuffer(self.bytes(prod(shape) * np.dtype(dtype).itemsize), dtype).reshape(shape)
+
+
+def _table(area: memoryview, spec: TensorSpec, rows: int) -> NDArray[np.generic]:
+    table: NDArray[np.generic] = np.frombuffer(area, spec.datatype.numpy).reshape(rows, *spec.shape)
+    return table
+
+
+def _power_of_two(value: int) -> int:
+    return 1 << max(0, value - 1).bit_length()
+
+
+def _too_small(size: int, available: int) -> str:
+    return (
+        f"the arena needs {size / 2**20:.0f} MiB of shared memory, {SHM} has {available / 2**20:.0f} MiB free; "
+        "make it larger, or lower serving.queueRows"
+    )

@@ -1,0 +1,448 @@
+"""Batching, inside the gateway's process: leases rows, sends requests to the members' queues, takes the answers.
+
+Requests that arrive in one turn of the event loop are pushed together, with one doorbell a process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from struct import Struct
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_runtime.config import RuntimeConfig
+from ensemble_runtime.pipeline.arena import (
+    ACTIVE,
+    ANSWERED,
+    ARRIVED,
+    CANCELLED,
+    DISAGREE,
+    OPEN,
+    READY,
+    REASONS,
+    SERVICES,
+    STATE_NAMES,
+    Arena,
+)
+from ensemble_runtime.pipeline.combination import (
+    CANCEL,
+    DONE,
+    DONE_PARTIAL,
+    DONE_TIMED_OUT,
+    EXPIRE,
+    NOTHING,
+    TIME_OUT,
+)
+from ensemble_runtime.pipeline.disagreement import SIGNALS
+from ensemble_runtime.pipeline.intake import HIGH, NORMAL
+from ensemble_runtime.pipeline.port import (
+    COMPLETE,
+    CellStatus,
+    Health,
+    Options,
+    Outcome,
+    OverloadedError,
+    RequestTooLargeError,
+    Verdict,
+)
+from ensemble_runtime.pipeline.prediction import packed
+from ensemble_runtime.pipeline.rows import RowAllocator
+from ensemble_runtime.pipeline.wiring import Wiring, ring
+
+log = logging.getLogger(__name__)
+
+_ENTRY = Struct("<IIII")
+_RETRY_AFTER = 1.0
+_SWEEPS_PER_DEADLINE = 50
+_DEAD_COMBINER_GRACE = 1.0
+"""Seconds after which a time-out is said again: the combiner that was to hear it may have died."""
+
+_FILLING, _WAITING, _ENDED = range(3)
+
+
+class RowLease:
+    """The rows of one request; see `port.Lease`."""
+
+    __slots__ = ("_batcher", "base", "done", "generation", "released", "rows", "settled", "shapes", "slot", "state")
+
+    def __init__(
+        self, batcher: Batcher, slot: int, base: int, rows: int, shapes: Sequence[tuple[int, ...]], generation: int
+    ) -> None:
+        self._batcher = batcher
+        self.slot = slot
+        self.base = base
+        self.rows = rows
+        self.shapes = shapes
+        self.generation = generation
+        self.state = _FILLING
+        self.done: Callable[[Outcome], None] | None = None
+        self.released = False
+        self.settled = True
+        """Whether no cell can touch the rows any more."""
+
+    def input(self, index: int) -> memoryview:
+        """See `port.Lease.input`."""
+        return self._batcher.input_bytes(self, index)
+
+    def output(self, index: int) -> NDArray[np.generic]:
+        """See `port.Lease.output`."""
+        return self._batcher.output_rows(self, index)
+
+    def member_output(self, member: str, index: int) -> NDArray[np.generic]:
+        """See `port.Lease.member_output`."""
+        return self._batcher.member_rows(self, member, index)
+
+    def disagreement(self) -> dict[str, NDArray[np.float32]]:
+        """See `port.Lease.disagreement`."""
+        return self._batcher.disagreement(self)
+
+
+class Batcher:
+    """The pipeline as the gateway sees it; see `port.Pipeline`."""
+
+    def __init__(self, arena: Arena, wiring: Wiring, loop: asyncio.AbstractEventLoop) -> None:
+        self.config: RuntimeConfig = arena.config
+        self.max_rows = arena.geometry.rows
+        self.in_flight = 0
+        self._arena = arena
+        self._wiring = wiring
+        self._loop = loop
+        geometry, config = arena.geometry, arena.config
+        self._rows = RowAllocator(geometry.rows)
+        self._slots = list(range(geometry.slots))
+        self._leases: list[RowLease | None] = [None] * geometry.slots
+        self._generation = 0
+        self._names = [member.name for member in config.members]
+        self._combined = [i for i, member in enumerate(config.members) if not member.shadow]
+        self._row_bytes = [spec.row_bytes if spec.fixed else 0 for spec in config.inputs]
+        self._fixed_inputs = all(spec.fixed for spec in config.inputs)
+        self._fixed_outputs = [arena.output_rows(o) if spec.fixed else None for o, spec in enumerate(config.outputs)]
+        self._input_bytes = list(zip(arena.inputs, geometry.input_strides, self._row_bytes, strict=True))
+        # One word at a time, memoryviews are written twice as fast as numpy arrays.
+        self._table = [
+            memoryview(words)  # type: ignore[arg-type]  # numpy arrays are buffers
+            for words in (arena.generation, arena.base, arena.row_count, arena.flags, arena.min_members, arena.phase)
+        ]
+        self._counts = [memoryview(words) for words in (arena.remaining, arena.outstanding)]  # type: ignore[arg-type]
+        self._segment = min(geometry.segments)
+        self._processes = [
+            [p for p, cells in enumerate(geometry.processes) if set(cells) & set(config.cells_of(name))]
+            for name in self._names
+        ]
+        self._scattered = any(len(processes) > 1 for processes in self._processes)
+        self._next = [0] * len(self._names)
+        self._pending: list[RowLease] = []
+        self._urgent: list[RowLease] = []
+        self._timeout = config.serving.timeout_ms / 1000
+        quorum = config.serving.quorum
+        self._needed = quorum.min_members if quorum else len(self._combined)
+        self._patience = quorum.deadline_ms / 1000 if quorum else math.inf
+        self._timeouts = np.full(geometry.slots, math.inf)
+        self._deadlines = np.full(geometry.slots, math.inf)
+        self._sweep: asyncio.TimerHandle | None = None
+        self._shortest = min(self._timeout, self._patience)
+        loop.add_reader(wiring.gateway, self._take_completions)
+
+    # -- a request's life ---------------------------------------------------------------------------------------------
+
+    def lease(self, rows: int, shapes: Sequence[tuple[int, ...]]) -> RowLease:
+        """See `port.Pipeline.lease`."""
+        if not self._slots:
+            raise OverloadedError(f"{self.in_flight} requests are in the pipeline; try again later", _RETRY_AFTER)
+        base = self._rows.take(rows)
+        if base is None:
+            if rows > self.max_rows:
+                raise RequestTooLargeError(f"{rows} rows are more than a request may have, {self.max_rows}")
+            raise OverloadedError(f"no room for {rows} rows: {self._rows.free} are free; try again later", _RETRY_AFTER)
+        self._generation = (self._generation + 1) & 0xFFFFFFFF
+        lease = RowLease(self, self._slots.pop(), base, rows, shapes, self._generation)
+        self._leases[lease.slot] = lease
+        self.in_flight += 1
+        return lease
+
+    def submit(self, lease: RowLease, options: Options, done: Callable[[Outcome], None]) -> None:
+        """See `port.Pipeline.submit`."""
+        slot, rows = lease.slot, lease.rows
+        lease.state = _WAITING
+        lease.settled = False
+        lease.done = done
+        generation, base, row_count, flags, min_members, phase = self._table
+        generation[slot] = lease.generation
+        base[slot] = lease.base
+        row_count[slot] = rows
+        flags[slot] = ACTIVE | DISAGREE if options.disagreement else ACTIVE
+        min_members[slot] = min(options.min_members or self._needed, len(self._combined))
+        phase[slot] = OPEN
+        remaining, outstanding = self._counts
+        remaining[slot] = rows * len(self._combined)
+        outstanding[slot] = rows * len(self._names)
+        if not self._fixed_inputs:
+            for i, shape in enumerate(lease.shapes):
+                self._arena.input_shapes[slot, i, : len(shape)] = shape
+        self._watch(slot, options)
+        if not self._pending and not self._urgent:
+            self._loop.call_soon(self._flush)
+        (self._urgent if options.priority > 0 else self._pending).append(lease)
+
+    def cancel(self, lease: RowLease) -> None:
+        """See `port.Pipeline.cancel`."""
+        if lease.state == _WAITING:
+            for queue in (self._pending, self._urgent):
+                if lease in queue:
+                    queue.remove(lease)
+                    lease.settled = True
+            self._end(lease)
+            if not lease.settled:
+                self._table[3][lease.slot] |= CANCELLED
+                self._control(lease, CANCEL)
+        self.release(lease)
+
+    def release(self, lease: RowLease) -> None:
+        """See `port.Pipeline.release`."""
+        if lease.released:
+            return
+        lease.released = True
+        if lease.settled:
+            self._free(lease)
+
+    def _free(self, lease: RowLease) -> None:
+        slot = lease.slot
+        self._table[3][slot] = 0
+        self._leases[slot] = None
+        self._rows.give(lease.base, lease.rows)
+        self._slots.append(slot)
+        self.in_flight -= 1
+
+    def _end(self, lease: RowLease) -> None:
+        lease.state = _ENDED
+        lease.done = None
+        self._table[5][lease.slot] = ANSWERED
+        self._timeouts[lease.slot] = self._deadlines[lease.slot] = math.inf
+
+    # -- out to the members -------------------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        for queue, leases in ((NORMAL, self._pending), (HIGH, self._urgent)):
+            if leases:
+                self._push(queue, leases)
+        self._ring(len(self._pending) + len(self._urgent))
+        self._pending, self._urgent = [], []
+
+    def _push(self, queue: int, leases: list[RowLease]) -> None:
+        arena = self._arena
+        if all(lease.rows <= self._segment for lease in leases):
+            blob = b"".join([_ENTRY.pack(lease.slot, lease.base, lease.rows, 0) for lease in leases])
+            blobs = [blob] * len(self._names)
+        else:
+            by_size = {size: _segments(leases, size) for size in set(arena.geometry.segments)}
+            blobs = [by_size[size] for size in arena.geometry.segments]
+        for lease in leases:
+            arena.status[:, lease.base : lease.base + lease.rows] = 0
+        for queues, blob in zip(arena.queues, blobs, strict=True):
+            queues[queue].push(blob)
+
+    def _ring(self, requests: int) -> None:
+        """Wake as many processes of each member as there is work for, idle ones first; at least one in any case."""
+        workers = self._wiring.workers
+        if not self._scattered:
+            for doorbell in workers:
+                ring(doorbell)
+            return
+        idle = self._arena.idle
+        rung: set[int] = set()
+        for member, processes in enumerate(self._processes):
+            waiting = sum(map(len, self._arena.queues[member])) if requests < len(processes) else len(processes)
+            wanted = [p for p in processes if idle[p]][: max(waiting, 1)]
+            if not wanted:
+                self._next[member] = turn = (self._next[member] + 1) % len(processes)
+                wanted = [processes[turn]]
+            rung.update(wanted)
+        for process in rung:
+            ring(workers[process])
+
+    # -- back from the combiner ---------------------------------------------------------------------------------------
+
+    def _take_completions(self) -> None:
+        try:
+            os.read(self._wiring.gateway, 8)
+        except BlockingIOError:
+            return
+        completions = self._arena.completions
+        waiting = len(completions)
+        records = completions.peek(waiting).tolist()
+        completions.head += waiting
+        for slot, generation, verdict, settled in records:
+            lease = self._leases[slot]
+            if lease is None or lease.generation != generation:
+                continue
+            if settled:
+                lease.settled = True
+            if verdict != NOTHING and lease.state == _WAITING:
+                self._answer(lease, verdict)
+            elif settled and lease.released:
+                self._free(lease)
+
+    def _answer(self, lease: RowLease, verdict: int) -> None:
+        done = lease.done
+        outcome = COMPLETE if verdict == DONE else self._outcome(lease, verdict)
+        self._end(lease)
+        if verdict != DONE and not lease.settled:
+            # Whoever has not begun on it need not: the answer has left without them.
+            self._table[3][lease.slot] |= CANCELLED
+        try:
+            if done is not None:
+                done(outcome)
+        except Exception:
+            log.exception("an answer could not be delivered")
+            self.release(lease)
+
+    def _outcome(self, lease: RowLease, verdict: int) -> Outcome:
+        status = self._arena.status[:, lease.base : lease.base + lease.rows]
+        if verdict == DONE_PARTIAL:
+            used = self._arena.used[lease.slot]
+            missing = [m for m in self._combined if not used[m]]
+            return Outcome(Verdict.PARTIAL, {self._names[m]: self._reason(m, status[m]) for m in missing})
+        late = verdict == DONE_TIMED_OUT
+        missing = [m for m in self._combined if ((status[m] != ARRIVED) if late else (status[m] > ARRIVED)).any()]
+        reasons = {self._names[m]: self._reason(m, status[m]) for m in missing}
+        return Outcome(Verdict.TIMED_OUT if late else Verdict.MEMBER_FAILED, reasons)
+
+    def _reason(self, member: int, status: NDArray[np.uint8]) -> str:
+        code = int(status.max()) if (status > ARRIVED).any() else 0
+        reason = REASONS[code]
+        texts = [self._arena.errors[cell].get() for cell in self.config.cells_of(self._names[member])]
+        detail = next((text for text in texts if text), "") if code else ""
+        return f"{reason} ({detail})" if detail else reason
+
+    # -- time ---------------------------------------------------------------------------------------------------------
+
+    def _watch(self, slot: int, options: Options) -> None:
+        """Note a request's deadlines; one timer looks after all of them."""
+        now = self._loop.time()
+        timeout = options.timeout or self._timeout
+        self._timeouts[slot] = now + timeout
+        patience = options.deadline or self._patience
+        if patience < math.inf:
+            self._deadlines[slot] = now + patience
+        shortest = min(timeout, patience)
+        if shortest < self._shortest:
+            self._shortest = shortest
+            if self._sweep is not None:
+                self._sweep.cancel()
+                self._sweep = None
+        if self._sweep is None:
+            self._sweep = self._loop.call_later(self._period(), self._look_at_the_clock)
+
+    def _period(self) -> float:
+        return min(0.05, max(0.001, self._shortest / _SWEEPS_PER_DEADLINE))
+
+    def _look_at_the_clock(self) -> None:
+        now = self._loop.time()
+        for slot in np.flatnonzero(self._deadlines <= now).tolist():
+            self._deadlines[slot] = math.inf
+            self._control(self._leases[slot], EXPIRE)
+        for slot in np.flatnonzero(self._timeouts <= now).tolist():
+            self._timeouts[slot] = now + _DEAD_COMBINER_GRACE
+            self._control(self._leases[slot], TIME_OUT)
+        if np.isfinite(self._timeouts).any():
+            self._sweep = self._loop.call_later(self._period(), self._look_at_the_clock)
+        else:
+            self._sweep = None
+            self._shortest = min(self._timeout, self._patience)
+
+    def _control(self, lease: RowLease | None, operation: int) -> None:
+        controls = self._arena.controls
+        # Full only when the combiner is gone and its successor has not come yet; time-outs are said again.
+        if lease is not None and len(controls) < len(controls.table):
+            controls.push(_ENTRY.pack(lease.slot, lease.generation, operation, 0))
+            ring(self._wiring.combiner)
+
+    # -- tensors ------------------------------------------------------------------------------------------------------
+
+    def input_bytes(self, lease: RowLease, index: int) -> memoryview:
+        """Writable bytes of a leased input."""
+        area, stride, row_bytes = self._input_bytes[index]
+        if not row_bytes:
+            row_bytes = math.prod(lease.shapes[index]) * self.config.inputs[index].datatype.itemsize
+        begin = lease.base * stride
+        return area[begin : begin + lease.rows * row_bytes]
+
+    def output_rows(self, lease: RowLease, index: int) -> NDArray[np.generic]:
+        """The combined output of a lease."""
+        table = self._fixed_outputs[index]
+        if table is not None:
+            return table[lease.base : lease.base + lease.rows]
+        arrived = self._arena.status[self._combined, lease.base] == ARRIVED
+        member = self._combined[int(np.argmax(arrived))]
+        return self._variable(self._arena.outputs[index], lease, member, index)
+
+    def member_rows(self, lease: RowLease, member: str, index: int) -> NDArray[np.generic]:
+        """A member's own output of a lease."""
+        m = self._names.index(member)
+        return self._variable(self._arena.member_outputs[m][index], lease, m, index)
+
+    def disagreement(self, lease: RowLease) -> dict[str, NDArray[np.float32]]:
+        """The disagreement of a lease's rows."""
+        rows = self._arena.disagreement[lease.base : lease.base + lease.rows]
+        return {name: rows[:, i] for i, name in enumerate(SIGNALS)}
+
+    def _variable(self, area: memoryview, lease: RowLease, member: int, index: int) -> NDArray[Any]:
+        spec = self.config.outputs[index]
+        shape = spec.shape
+        if not spec.fixed:
+            shape = tuple(self._arena.output_shapes[lease.slot, member, index, : len(shape)].tolist())
+        stride = self._arena.geometry.output_strides[index]
+        return packed(area, stride, spec.datatype.numpy, shape, lease.base, lease.base, lease.rows)
+
+    # -- health -------------------------------------------------------------------------------------------------------
+
+    def health(self) -> Health:
+        """See `port.Pipeline.health`."""
+        arena = self._arena
+        cells = tuple(self._cell(c) for c in range(arena.geometry.cells))
+        served = {cell.member for cell in cells if cell.state == STATE_NAMES[READY]}
+        unserved = [self._names[m] for m in self._combined if self._names[m] not in served]
+        processes = {name: arena.service_pids[i] for i, name in enumerate(SERVICES) if arena.service_pids[i]}
+        reasons = []
+        if len(self._combined) - len(unserved) < self._needed:
+            reasons.append(f"no worker is ready for {', '.join(unserved)}")
+        if "combiner" not in processes:
+            reasons.append("the combination process is being restarted")
+        queued = {name: self._queued(m) for m, name in enumerate(self._names)}
+        return Health(not reasons, "; ".join(reasons), cells, processes, queued)
+
+    def _cell(self, index: int) -> CellStatus:
+        arena, cell = self._arena, self.config.cells[index]
+        process = next(p for p, cells in enumerate(arena.geometry.processes) if index in cells)
+        batches, rows, nanoseconds, errors = arena.counters[index].tolist()
+        return CellStatus(
+            device=cell.device,
+            member=cell.member,
+            batch_size=cell.batch_size,
+            state=STATE_NAMES[arena.state[index]],
+            pid=arena.pids[process],
+            restarts=arena.restarts[index],
+            batches=batches,
+            rows=rows,
+            busy_seconds=nanoseconds / 1e9,
+            errors=errors,
+            observed_device=arena.observed[process].get(),
+        )
+
+    def _queued(self, member: int) -> int:
+        return sum(int(queue.peek(max(0, len(queue)))[:, 2].sum()) for queue in self._arena.queues[member])
+
+
+def _segments(leases: Sequence[RowLease], size: int) -> bytes:
+    """Entries of at most `size` rows each."""
+    return b"".join(
+        _ENTRY.pack(lease.slot, first, min(size, lease.base + lease.rows - first), 0)
+        for lease in leases
+        for first in range(lease.base, lease.base + lease.rows, size)
+    )

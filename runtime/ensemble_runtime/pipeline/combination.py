@@ -1,0 +1,323 @@
+"""The combination process: folds members' rows into the answer as they arrive, and says when a request is done.
+
+All that it knows can be found again in the arena: `status` says which rows have arrived from which member, and the
+members' rows stay where they are until the request is over. A new process after a crash refolds from there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_runtime.config import Rule, RuntimeConfig
+from ensemble_runtime.pipeline.arena import ACTIVE, ANSWERED, ARRIVED, DISAGREE, MISSHAPEN, Arena, Ring
+from ensemble_runtime.pipeline.disagreement import disagreement
+from ensemble_runtime.pipeline.intake import Entries
+from ensemble_runtime.pipeline.prediction import Rows, packed, rows_of
+from ensemble_runtime.pipeline.rules import Fold, make_fold
+from ensemble_runtime.pipeline.stacking import STACKING, Stack
+from ensemble_runtime.pipeline.wiring import Wiring, ring, sleep_until_rung
+
+log = logging.getLogger(__name__)
+
+Array = NDArray[Any]
+
+# Operations of the control ring: the gateway gave up on a request; its quorum deadline has passed; its time is up.
+CANCEL, EXPIRE, TIME_OUT = range(1, 4)
+
+# Completions are (slot, generation, verdict, whether every dispatched row is accounted for).
+NOTHING, DONE, DONE_PARTIAL, DONE_FAILED, DONE_TIMED_OUT = range(5)
+
+
+def combine_until_killed(arena: Arena, wiring: Wiring, paths: dict[str, Path]) -> int:
+    """Run the combination process.
+
+    Args:
+        arena: The ensemble's arena.
+        wiring: The doorbells.
+        paths: Holds the stacking model's file under its reserved name, where the rule asks for one.
+    """
+    combiner = Combiner(arena, paths)
+    combiner.recover()
+    while True:
+        if combiner.turn():
+            ring(wiring.gateway)
+        sleep_until_rung(wiring.combiner)
+
+
+class Combiner:
+    """Which rows have been folded, which requests need care, which are answered but not accounted for."""
+
+    def __init__(self, arena: Arena, paths: dict[str, Path]) -> None:
+        self._arena = arena
+        self._config = config = arena.config
+        self._combined = [i for i, member in enumerate(config.members) if not member.shadow]
+        self._place = {member: place for place, member in enumerate(self._combined)}
+        names = [member.name for member in config.members]
+        self._members_of_rings = [names.index(cell.member) for cell in config.cells]
+        self._folds = _folds(config, self._combined, paths)
+        self._fixed = all(spec.fixed for spec in config.outputs)
+        self._streaming = self._fixed and all(fold.streaming for fold in self._folds)
+        if self._fixed:
+            outputs = range(len(config.outputs))
+            self._outputs = [arena.output_rows(o) for o in outputs]
+            self._members = [[arena.member_rows(m, o) for o in outputs] for m in range(len(config.members))]
+        self._folded = np.zeros(arena.geometry.rows, np.uint16)
+        """How many members each row has been folded from."""
+        self._closed = np.zeros(arena.geometry.slots, np.bool_)
+        """Requests that are answered while some of their rows are still with a cell."""
+        self._irregular: set[int] = set()
+        """Requests that a failure or a deadline has touched: they are judged one by one."""
+        self._expired: set[int] = set()
+        self._completions: list[tuple[int, int, int, int]] = []
+
+    def turn(self) -> bool:
+        """Take in all reports and controls; returns whether the gateway has something to read."""
+        for index, reports in enumerate(self._arena.reports):
+            if waiting := len(reports):
+                self._take(index, reports.peek(waiting))
+                reports.head += waiting
+        controls = self._arena.controls
+        if waiting := len(controls):
+            for slot, generation, operation, _ in controls.peek(waiting).tolist():
+                self._obey(slot, generation, operation)
+            controls.head += waiting
+        return self._publish()
+
+    def recover(self) -> None:
+        """Take over from a combiner that died: note what was reported, then fold every open request anew."""
+        arena = self._arena
+        for index, reports in enumerate(arena.reports):
+            if waiting := len(reports):
+                for entry in reports.peek(waiting):
+                    arena.status[self._member(index, entry), rows_of(entry[None])] = _code(entry)
+                reports.head += waiting
+        unread = arena.completions.peek(len(arena.completions))
+        answered = {(slot, generation) for slot, generation, verdict, _ in unread.tolist() if verdict != NOTHING}
+        for slot in np.flatnonzero(arena.flags & ACTIVE).tolist():
+            status = arena.status[:, self._rows(slot)]
+            arena.outstanding[slot] = np.count_nonzero(status == 0)
+            arena.remaining[slot] = np.count_nonzero(status[self._combined] == 0)
+            if arena.phase[slot] == ANSWERED or (slot, int(arena.generation[slot])) in answered:
+                self._closed[slot] = True
+                self._settle(slot)
+            else:
+                self._irregular.add(slot)
+                self._judge(slot)
+
+    def _publish(self) -> bool:
+        if not self._completions:
+            return False
+        self._arena.completions.push(np.array(self._completions, "u4").tobytes())
+        self._completions.clear()
+        return True
+
+    # -- reports ------------------------------------------------------------------------------------------------------
+
+    def _take(self, index: int, entries: Entries) -> None:
+        """One ring's reports: all of one member, unless they are the supervisor's."""
+        if index < len(self._members_of_rings) and self._regular(entries):
+            self._take_all(self._members_of_rings[index], entries)
+        else:
+            for entry in entries:
+                self._take_one(self._member(index, entry), entry)
+
+    def _regular(self, entries: Entries) -> bool:
+        """Whether all rows arrived, of requests with which nothing is wrong."""
+        slots = entries[:, 0]
+        if (entries[:, 3] != ARRIVED).any() or self._closed[slots].any():
+            return False
+        return not (self._irregular and not self._irregular.isdisjoint(slots.tolist()))
+
+    def _take_all(self, member: int, entries: Entries) -> None:
+        """The fast path."""
+        arena = self._arena
+        rows = rows_of(entries)
+        arena.status[member][rows] = ARRIVED
+        place = self._place.get(member)
+        if place is not None and self._streaming:
+            self._fold(rows, member, place)
+        slots, counts = entries[:, 0], entries[:, 2].astype(np.int32)
+        if len(slots) > 1 and (arena.row_count[slots] != counts).any():
+            # Several segments of one request: numpy would take down its counters only once.
+            slots, inverse = np.unique(slots, return_inverse=True)
+            counts = np.bincount(inverse, counts).astype(np.int32)
+        arena.outstanding[slots] -= counts
+        if place is None:
+            return
+        remaining = arena.remaining[slots] - counts
+        arena.remaining[slots] = remaining
+        complete = slots if not remaining.any() else slots[remaining == 0]
+        if len(complete):
+            self._complete(complete)
+
+    def _fold(self, rows: Rows, member: int, place: int) -> None:
+        folded = self._folded[rows]
+        first: bool | NDArray[np.bool_] = not folded.any() or (False if folded.all() else folded == 0)
+        self._folded[rows] = folded + 1
+        for fold, out, values in zip(self._folds, self._outputs, self._members[member], strict=True):
+            fold.fold(out, rows, first, values[rows], place)
+
+    def _complete(self, slots: NDArray[np.uint32]) -> None:
+        """Requests of which the rows of every combined member are there."""
+        if not self._fixed:
+            for slot in slots.tolist():
+                self._judge(slot)
+            return
+        arena = self._arena
+        spans = np.empty((len(slots), 4), np.uint32)
+        spans[:, 1], spans[:, 2] = arena.base[slots], arena.row_count[slots]
+        rows = rows_of(spans)
+        try:
+            for o, fold in enumerate(self._folds):
+                if self._streaming:
+                    fold.finish(self._outputs[o], rows)
+                else:
+                    _at_once(fold, self._outputs[o], rows, [self._members[m][o][rows] for m in self._combined], None)
+        except Exception:  # a stacking model may raise anything; one by one it fails only the requests it must
+            for slot in slots.tolist():
+                self._judge(slot)
+            return
+        self._folded[rows] = 0
+        flags, settled = arena.flags[slots], arena.outstanding[slots] == 0
+        if (flags & DISAGREE).any():
+            for slot in slots[(flags & DISAGREE) != 0].tolist():
+                self._disagree(slot, self._combined)
+        self._closed[slots] = ~settled
+        generations = arena.generation[slots].tolist()
+        self._completions += zip(slots.tolist(), generations, [DONE] * len(slots), settled.tolist(), strict=True)
+
+    def _take_one(self, member: int, entry: NDArray[np.uint32]) -> None:
+        """The careful path: one report, whatever its code and whatever state its request is in."""
+        arena = self._arena
+        slot, count = int(entry[0]), int(entry[2])
+        arena.status[member, rows_of(entry[None])] = _code(entry)
+        arena.outstanding[slot] -= count
+        if member in self._place:
+            arena.remaining[slot] -= count
+        if self._closed[slot]:
+            self._settle(slot)
+        else:
+            self._irregular.add(slot)
+            self._judge(slot)
+
+    # -- single requests ----------------------------------------------------------------------------------------------
+
+    def _judge(self, slot: int) -> None:
+        """Decide on one request: answered, failed, or still waiting for somebody."""
+        arena = self._arena
+        status = arena.status[:, self._rows(slot)]
+        arrived = [m for m in self._combined if (status[m] == ARRIVED).all()]
+        failed = [m for m in self._combined if (status[m] > ARRIVED).any()]
+        if not self._fixed:
+            odd = [
+                m for m in arrived[1:] if (arena.output_shapes[slot, m] != arena.output_shapes[slot, arrived[0]]).any()
+            ]
+            status[odd] = MISSHAPEN
+            arrived, failed = [m for m in arrived if m not in odd], failed + odd
+        needed = int(arena.min_members[slot])
+        pending = len(self._combined) - len(arrived) - len(failed)
+        if len(arrived) + pending < needed:
+            self._close(slot, DONE_FAILED)
+        elif not pending or (slot in self._expired and len(arrived) >= needed):
+            self._answer(slot, arrived)
+
+    def _answer(self, slot: int, arrived: list[int]) -> None:
+        """Combine a request anew from its members' rows, whatever was folded before."""
+        arena = self._arena
+        places = [self._place[m] for m in arrived]
+        present = np.isin(np.arange(len(self._combined)), places)
+        try:
+            for o, fold in enumerate(self._folds):
+                out = self._view(slot, o, arrived[0], arena.outputs[o])
+                members = [np.zeros_like(out)] * len(self._combined)
+                for m, place in zip(arrived, places, strict=True):
+                    members[place] = self._view(slot, o, m, arena.member_outputs[m][o])
+                _at_once(fold, out, slice(0, len(out)), members, None if present.all() else present)
+        except Exception as error:
+            log.error("combination failed", extra={"error": f"{type(error).__name__}: {error}"})
+            self._close(slot, DONE_FAILED)
+            return
+        if arena.flags[slot] & DISAGREE:
+            self._disagree(slot, arrived)
+        arena.used[slot] = 0
+        arena.used[slot, arrived] = 1
+        self._close(slot, DONE if len(arrived) == len(self._combined) else DONE_PARTIAL)
+
+    def _close(self, slot: int, verdict: int) -> None:
+        """End a request, and forget what was folded of it."""
+        self._folded[self._rows(slot)] = 0
+        self._irregular.discard(slot)
+        self._expired.discard(slot)
+        settled = not self._arena.outstanding[slot]
+        self._closed[slot] = not settled
+        self._completions.append((slot, int(self._arena.generation[slot]), verdict, settled))
+
+    def _settle(self, slot: int) -> None:
+        """Tell the gateway when the last row of a closed request is accounted for."""
+        if not self._arena.outstanding[slot]:
+            self._closed[slot] = False
+            self._completions.append((slot, int(self._arena.generation[slot]), NOTHING, True))
+
+    def _obey(self, slot: int, generation: int, operation: int) -> None:
+        arena = self._arena
+        # A request that ended meanwhile has another generation, or nothing outstanding, or is closed.
+        if arena.generation[slot] != generation or not arena.outstanding[slot] or self._closed[slot]:
+            return
+        if operation == EXPIRE:
+            self._irregular.add(slot)
+            self._expired.add(slot)
+            self._judge(slot)
+        else:
+            self._close(slot, DONE_TIMED_OUT if operation == TIME_OUT else NOTHING)
+
+    def _view(self, slot: int, output: int, member: int, area: memoryview) -> Array:
+        """A request's rows in an output area, in the shape that the member gave them."""
+        arena, spec = self._arena, self._config.outputs[output]
+        shape = spec.shape if spec.fixed else arena.output_shapes[slot, member, output, : len(spec.shape)].tolist()
+        base, count = int(arena.base[slot]), int(arena.row_count[slot])
+        stride = arena.geometry.output_strides[output]
+        return packed(area, stride, spec.datatype.numpy, tuple(shape), base, base, count)
+
+    def _disagree(self, slot: int, arrived: list[int]) -> None:
+        members = np.stack([self._view(slot, 0, m, self._arena.member_outputs[m][0]) for m in arrived])
+        weights = [self._config.members[m].weight for m in arrived]
+        signals = disagreement(members, weights, self._config.combination.predictions)
+        self._arena.disagreement[self._rows(slot)] = signals
+
+    def _rows(self, slot: int) -> slice:
+        base = int(self._arena.base[slot])
+        return slice(base, base + int(self._arena.row_count[slot]))
+
+    def _member(self, index: int, entry: NDArray[np.uint32]) -> int:
+        """The member that a report is about; the supervisor names it in the upper half of the code."""
+        return self._members_of_rings[index] if index < len(self._members_of_rings) else int(entry[3]) >> 16
+
+
+def _folds(config: RuntimeConfig, combined: list[int], paths: dict[str, Path]) -> list[Fold]:
+    if config.combination.rule is Rule.STACKING:
+        return [Stack(config, len(combined), paths[STACKING])]
+    weights = [config.members[m].weight for m in combined]
+    return [make_fold(config.combination, weights, spec.shape, spec.datatype.numpy) for spec in config.outputs]
+
+
+def _at_once(fold: Fold, out: Array, rows: Rows, members: Sequence[Array], present: NDArray[np.bool_] | None) -> None:
+    """Combine rows whose members are all there, or as many of them as ever will be."""
+    if fold.streaming:
+        first = True
+        for place, values in enumerate(members):
+            if present is None or present[place]:
+                fold.fold(out, rows, first, values, place)
+                first = False
+        fold.finish(out, rows, present)
+    else:
+        fold.finish(out, rows, present, np.stack(members))
+
+
+def _code(entry: NDArray[np.uint32]) -> int:
+    return int(entry[3]) & 0xFFFF

@@ -1,0 +1,138 @@
+"""How a cell takes work: from the queues of its member, together with the member's other cells.
+
+The gateway appends to a member's queues without a lock; its cells take under a POSIX record lock on the arena's file,
+which the kernel releases when its holder dies. What is taken stands in the cell's journal until it is reported, so that
+the supervisor knows to the entry what died with a process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_runtime.pipeline.arena import ENTRY_BYTES, Arena, Journal, Ring
+
+Entries = NDArray[np.uint32]
+"""(k, 4): request slot, first row, row count, attempts so far (in a queue) or code (in a report)."""
+
+AGAIN, HIGH, NORMAL = range(3)
+
+# Words of a journal.
+_COUNT, _REPORT_TAIL, _RING, _START = range(4)
+
+
+class Intake:
+    """One cell's side of its member's queues."""
+
+    def __init__(self, arena: Arena, cell: int) -> None:
+        config = arena.config
+        self.member = next(i for i, m in enumerate(config.members) if m.name == config.cells[cell].member)
+        cells = config.cells_of(config.cells[cell].member)
+        self._arena = arena
+        self._cell = cell
+        self._rings = arena.queues[self.member]
+        self._limit = config.cells[cell].batch_size
+        self._alone = len(cells) == 1
+        self._siblings = [
+            p for p, hosted in enumerate(arena.geometry.processes) if cell not in hosted and set(hosted) & set(cells)
+        ]
+        self._journal = arena.journals[cell]
+        self._reports = arena.reports[cell]
+
+    def waiting(self) -> int:
+        """Entries that nobody has taken yet."""
+        again, high, normal = self._rings
+        return len(again) + len(high) + len(normal)
+
+    def take(self) -> Entries | None:
+        """Take a fair share of what waits, up to the batch size in rows; None if nothing waits."""
+        if not self.waiting():
+            return None
+        if self._alone:
+            return self._take()
+        with MemberLock(self._arena, self.member, self._cell):
+            return self._take()
+
+    def _take(self) -> Entries | None:
+        for index, ring in enumerate(self._rings):
+            if waiting := len(ring):
+                entries = self._choose(index, ring, waiting)
+                self._claim(index, ring, entries)
+                return entries
+        return None
+
+    def _choose(self, index: int, ring: Ring, waiting: int) -> Entries:
+        if index == AGAIN:
+            # What was in hand when a process died runs alone, so that it can take no other request down with it.
+            return ring.peek(1).copy()
+        idle = self._arena.idle
+        workers = 1 + sum(idle[p] for p in self._siblings) if self._siblings else 1
+        share = min(-(-waiting // workers), self._limit)
+        entries = ring.peek(share)
+        rows = entries[:, 2]
+        if share > 1 and int(rows.sum()) > self._limit:
+            entries = entries[: max(1, int(np.searchsorted(rows.cumsum(), self._limit, "right")))]
+        return entries.copy()
+
+    def _claim(self, index: int, ring: Ring, entries: Entries) -> None:
+        words, area = self._journal.words, self._journal.entries
+        count = len(entries)
+        area[: count * ENTRY_BYTES] = entries.view("u1").reshape(-1).data
+        words[_RING] = index
+        words[_START] = start = ring.head
+        words[_REPORT_TAIL] = self._reports.tail
+        words[_COUNT] = count
+        ring.head = start + count
+
+    def report(self, entries: Entries) -> None:
+        """Publish what became of all that was taken; the last column holds a code for each entry."""
+        self._reports.push(entries.view("u1").reshape(-1).data)
+        self._journal.words[_COUNT] = 0
+
+
+class MemberLock:
+    """The lock of a member's queues. Whoever finds that the last holder died in it settles that holder's claim."""
+
+    def __init__(self, arena: Arena, member: int, cell: int) -> None:
+        self._arena = arena
+        self._member = member
+        self._cell = cell
+
+    def __enter__(self) -> None:
+        fcntl.lockf(self._arena.fd, fcntl.LOCK_EX, 1, self._member)
+        owner = self._arena.lock_owner
+        if dead := owner[self._member]:
+            _settle(self._arena, self._member, dead - 1)
+        owner[self._member] = self._cell + 1
+
+    def __exit__(self, *_: object) -> None:
+        self._arena.lock_owner[self._member] = 0
+        fcntl.lockf(self._arena.fd, fcntl.LOCK_UN, 1, self._member)
+
+
+def recover(arena: Arena, cell: int) -> Entries:
+    """What a dead cell had taken and not reported; its journal is cleared. Call it with the member's lock held."""
+    words = arena.journals[cell].words
+    count = words[_COUNT]
+    reported = arena.reports[cell].tail != words[_REPORT_TAIL]
+    member = next(i for i, m in enumerate(arena.config.members) if m.name == arena.config.cells[cell].member)
+    taken = arena.queues[member][words[_RING]].head > words[_START]
+    lost = count if taken and not reported else 0
+    entries = np.frombuffer(arena.journals[cell].entries, "u4").reshape(-1, 4)[:lost].copy()
+    words[_COUNT] = 0
+    return entries
+
+
+def in_hand(journal: Journal) -> int:
+    """How many entries a cell has taken and not reported."""
+    return int(journal.words[_COUNT])
+
+
+def _settle(arena: Arena, member: int, cell: int) -> None:
+    """A cell died inside the lock: a claim whose entries it had not removed from the queue yet is void."""
+    if cell < len(arena.journals):
+        words = arena.journals[cell].words
+        if arena.queues[member][words[_RING]].head <= words[_START]:
+            words[_COUNT] = 0

@@ -1,0 +1,300 @@
+"""A prediction process: takes what waits for its cells, runs the models, writes the rows, reports.
+
+It sleeps only when nothing waits for any of its cells, so batches form by themselves while it is busy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import select
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_runtime.config import DeviceKind
+from ensemble_runtime.devices.binding import bind
+from ensemble_runtime.devices.simulated import SimulatedClock
+from ensemble_runtime.errors import EnsembleError, ModelInvalidError
+from ensemble_runtime.members.checks import bad_rows, check_outputs, first_line, warm_up
+from ensemble_runtime.members.model import Model
+from ensemble_runtime.members.simulated_model import SimulatedModel
+from ensemble_runtime.pipeline.arena import (
+    ARRIVED,
+    CANCELLED,
+    FAILED,
+    LOADING,
+    MISSHAPEN,
+    NOT_FINITE,
+    RAISED,
+    READY,
+    SKIPPED,
+    WARMING,
+    Arena,
+)
+from ensemble_runtime.pipeline.intake import Entries, Intake
+from ensemble_runtime.pipeline.wiring import Wiring, ring, sleep_until_rung
+
+log = logging.getLogger(__name__)
+
+Rows = slice | NDArray[np.intp]
+Array = NDArray[Any]
+
+
+def predict_until_killed(arena: Arena, wiring: Wiring, process: int, paths: dict[str, Path]) -> int:
+    """Run one prediction process; returns an exit code only if it cannot serve.
+
+    Args:
+        arena: The ensemble's arena.
+        wiring: The doorbells.
+        process: Which of the geometry's processes this is.
+        paths: Model file of each member; simulated devices need none.
+    """
+    config = arena.config
+    cells = arena.geometry.processes[process]
+    device = next(d for d in config.devices if d.name == config.cells[cells[0]].device)
+    try:
+        arena.observed[process].set(bind(device))
+        workers = [_Worker(arena, cell, wiring, paths) for cell in cells]
+    except EnsembleError as error:
+        for cell in cells:
+            arena.state[cell] = FAILED
+            arena.errors[cell].set(str(error))
+        return error.exit_code
+    _serve(arena, process, wiring.workers[process], workers)
+    return 0
+
+
+def _serve(arena: Arena, process: int, doorbell: int, workers: list[_Worker]) -> None:
+    idle = arena.idle
+    while True:
+        if any([worker.work() for worker in workers]):
+            continue
+        idle[process] = 1
+        # Entries pushed before the flag was seen: the gateway rings a process in any case, so nothing can be missed.
+        if not any(worker.waiting() for worker in workers):
+            sleep_until_rung(doorbell)
+        idle[process] = 0
+
+
+class _Worker:
+    """One cell at work."""
+
+    def __init__(self, arena: Arena, cell: int, wiring: Wiring, paths: dict[str, Path]) -> None:
+        config = arena.config
+        self._arena = arena
+        self._cell = cell
+        self._batch_size = config.cells[cell].batch_size
+        self._intake = Intake(arena, cell)
+        self._member = self._intake.member
+        self._name = config.members[self._member].name
+        self._combiner = wiring.combiner
+        self._doorbell = wiring.workers[next(i for i, p in enumerate(arena.geometry.processes) if cell in p)]
+        self._delay = config.serving.batch_delay_ms / 1000
+        self._counters = arena.counters[cell]
+        self._inputs = config.inputs
+        self._outputs = config.outputs
+        self._fixed = all(spec.fixed for spec in (*config.inputs, *config.outputs))
+        if self._fixed:
+            self._input_rows = [arena.input_rows(i) for i in range(len(config.inputs))]
+            self._output_rows = [arena.member_rows(self._member, o) for o in range(len(config.outputs))]
+        device = next(i for i, d in enumerate(config.devices) if d.name == config.cells[cell].device)
+        simulated = config.devices[device].kind is DeviceKind.SIMULATED
+        # A simulated device runs one batch at a time, whichever process hosts the cell.
+        self._device_lock = _DeviceLock(arena, device) if simulated else contextlib.nullcontext()
+        self._model = self._load(device, paths)
+        arena.errors[cell].set("")
+        arena.state[cell] = READY
+        log.info("cell ready", extra={"member": self._name, "device": config.cells[cell].device})
+
+    def _load(self, index: int, paths: dict[str, Path]) -> Model:
+        config, device = self._arena.config, self._arena.config.devices[index]
+        self._arena.state[self._cell] = LOADING
+        if device.kind is DeviceKind.SIMULATED:
+            clock = SimulatedClock(device, self._name)
+            return SimulatedModel(clock, config.outputs, self._member)
+        from ensemble_runtime.members.loading import load  # here, so that simulated devices need no model library
+
+        model = load(config.members[self._member], paths[self._name], config.inputs, config.outputs, device)
+        self._arena.state[self._cell] = WARMING
+        warm_up(self._name, model, config.inputs, config.outputs, self._batch_size)
+        return model
+
+    def waiting(self) -> int:
+        """Entries that wait for this cell's member."""
+        return self._intake.waiting()
+
+    def work(self) -> bool:
+        """Take a batch, if anything waits, and see it through."""
+        if self._delay and 0 < self._intake.waiting() < self._batch_size:
+            self._await_more()
+        entries = self._intake.take()
+        if entries is None:
+            return False
+        started = time.monotonic_ns()
+        self._arena.batch_started[self._cell] = started
+        self._run(entries)
+        self._arena.batch_started[self._cell] = 0
+        counters = self._counters
+        counters[0] += 1
+        counters[1] += entries[:, 2].sum()
+        counters[2] += time.monotonic_ns() - started
+        self._intake.report(entries)
+        ring(self._combiner)
+        return True
+
+    def _await_more(self) -> None:
+        """Give a fuller batch the time that the manifest grants."""
+        until = time.monotonic() + self._delay
+        while self._intake.waiting() < self._batch_size and (rest := until - time.monotonic()) > 0:
+            if select.select([self._doorbell], [], [], rest)[0]:
+                sleep_until_rung(self._doorbell)
+
+    def _run(self, entries: Entries) -> None:
+        """Compute all entries; their last column becomes the code of each."""
+        entries[:, 3] = ARRIVED
+        cancelled = self._arena.flags[entries[:, 0]] & CANCELLED
+        if cancelled.any():
+            entries[cancelled != 0, 3] = SKIPPED
+            for group in self._groups(entries[cancelled == 0]):
+                self._attempt(entries, group)
+        elif self._fixed:
+            self._attempt(entries, entries)
+        else:
+            for group in self._groups(entries):
+                self._attempt(entries, group)
+
+    def _groups(self, entries: Entries) -> Iterator[Entries]:
+        """Entries whose inputs have the same shapes: only those fit into one batch."""
+        if self._fixed:
+            if len(entries):
+                yield entries
+            return
+        groups: dict[bytes, list[int]] = {}
+        for i, slot in enumerate(entries[:, 0].tolist()):
+            groups.setdefault(self._arena.input_shapes[slot].tobytes(), []).append(i)
+        for members in groups.values():
+            yield entries[members]
+
+    def _attempt(self, entries: Entries, batch: Entries) -> None:
+        """Compute a batch; if the model fails on it, each request alone, so that it fails only those it must."""
+        try:
+            self._compute(entries, batch)
+        except ModelInvalidError as error:
+            self._blame(entries, batch, MISSHAPEN, str(error))
+        except Exception as error:  # a model may raise anything; the process has to go on
+            self._blame(entries, batch, RAISED, f"member '{self._name}': {first_line(error)}")
+
+    def _blame(self, entries: Entries, batch: Entries, code: int, message: str) -> None:
+        if len(batch) > 1:
+            for i in range(len(batch)):
+                self._attempt(entries, batch[i : i + 1])
+            return
+        self._mark(entries, batch, code)
+        self._arena.errors[self._cell].set(message)
+        log.warning("prediction failed", extra={"member": self._name, "error": message})
+
+    def _mark(self, entries: Entries, batch: Entries, code: int) -> None:
+        self._counters[3] += len(batch)
+        # First rows are unique among the entries in hand.
+        entries[np.isin(entries[:, 1], batch[:, 1]), 3] = code
+
+    def _compute(self, entries: Entries, batch: Entries) -> None:
+        rows = rows_of(batch)
+        count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+        inputs = self._gather(batch, rows)
+        outputs = self._predict(inputs, count)
+        if self._fixed:
+            for area, values in zip(self._output_rows, outputs, strict=True):
+                area[rows] = values
+        else:
+            self._scatter(batch, outputs)
+        bad = bad_rows(outputs)
+        if bad is not None:
+            ends = batch[:, 2].cumsum()
+            hit = np.logical_or.reduceat(bad, (ends - batch[:, 2]).astype(np.intp))
+            self._arena.errors[self._cell].set(f"member '{self._name}': returned NaN or infinity")
+            self._mark(entries, batch[hit], NOT_FINITE)
+
+    def _predict(self, inputs: list[Array], count: int) -> list[Array]:
+        with self._device_lock:
+            outputs = self._model.predict(inputs)
+        check_outputs(self._name, outputs, self._outputs, count)
+        return outputs
+
+    def _gather(self, batch: Entries, rows: Rows) -> list[Array]:
+        """The batch's input rows; a contiguous run is a view of the arena, not a copy."""
+        if self._fixed:
+            return [area[rows] for area in self._input_rows]
+        arena, gathered = self._arena, []
+        for i, spec in enumerate(self._inputs):
+            shape = tuple(arena.input_shapes[batch[0, 0], i, : len(spec.shape)].tolist())
+            parts = [
+                packed(arena.inputs[i], arena.geometry.input_strides[i], spec.datatype.numpy, shape, base, first, count)
+                for base, first, count in self._spans(batch)
+            ]
+            gathered.append(parts[0] if len(parts) == 1 else np.concatenate(parts))
+        return gathered
+
+    def _scatter(self, batch: Entries, outputs: list[Array]) -> None:
+        """Write rows of variable shape, and the shape, which the combiner compares between members."""
+        arena = self._arena
+        for o, (spec, values) in enumerate(zip(self._outputs, outputs, strict=True)):
+            area, stride = arena.member_outputs[self._member][o], arena.geometry.output_strides[o]
+            start = 0
+            for slot, (base, first, count) in zip(batch[:, 0].tolist(), self._spans(batch), strict=True):
+                arena.output_shapes[slot, self._member, o, : len(spec.shape)] = values.shape[1:]
+                packed(area, stride, spec.datatype.numpy, values.shape[1:], base, first, count)[...] = values[
+                    start : start + count
+                ]
+                start += count
+
+    def _spans(self, batch: Entries) -> list[tuple[int, int, int]]:
+        """(first row of the request, first row of the entry, rows) of each entry."""
+        bases = self._arena.base[batch[:, 0]].tolist()
+        return list(zip(bases, batch[:, 1].tolist(), batch[:, 2].tolist(), strict=True))
+
+
+def rows_of(batch: Entries) -> Rows:
+    """The arena's rows that entries stand for, in their order: a slice where they are one run."""
+    first, counts = batch[:, 1], batch[:, 2]
+    if len(batch) == 1:
+        begin = int(first[0])
+        return slice(begin, begin + int(counts[0]))
+    ends = first + counts
+    if (ends[:-1] == first[1:]).all():
+        return slice(int(first[0]), int(ends[-1]))
+    if counts.max() == 1:
+        return first.astype(np.intp)
+    offsets = np.repeat(ends.astype(np.intp) - counts.cumsum(dtype=np.intp), counts)
+    return np.arange(len(offsets), dtype=np.intp) + offsets
+
+
+def packed(
+    area: memoryview, stride: int, dtype: str, shape: tuple[int, ...], base: int, first: int, count: int
+) -> Array:
+    """Rows `first` to `first + count` of a request at row `base` whose rows of this shape are packed, as a view."""
+    elements = int(np.prod(shape))
+    size = elements * np.dtype(dtype).itemsize
+    offset = base * stride + (first - base) * size
+    rows: Array = np.frombuffer(area, dtype, count * elements, offset).reshape(count, *shape)
+    return rows
+
+
+class _DeviceLock:
+    """A record lock on the arena's file that stands for a device; the kernel releases it when its holder dies."""
+
+    def __init__(self, arena: Arena, device: int) -> None:
+        self._fd = arena.fd
+        self._position = len(arena.config.members) + device  # the members' queues come first
+
+    def __enter__(self) -> None:
+        fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, self._position)
+
+    def __exit__(self, *_: object) -> None:
+        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, self._position)

@@ -1,0 +1,422 @@
+"""The supervisor: starts the processes of an ensemble, watches them, restarts them, and cleans up after them.
+
+It is the parent of them all, and they end when it does, however it ends. It imports no model library, so that a GPU's
+process can be forked from it before torch has seen a device.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ensemble_runtime.config import DeviceKind, Rule, RuntimeConfig
+from ensemble_runtime.errors import EnsembleError, PortTakenError, StartupError
+from ensemble_runtime.members.storage import fetch
+from ensemble_runtime.pipeline import repair
+from ensemble_runtime.pipeline.arena import FAILED, READY, SERVICES, STARTING, Arena
+from ensemble_runtime.pipeline.combination import combine_until_killed
+from ensemble_runtime.pipeline.forge import forge_until_killed, modules_for
+from ensemble_runtime.pipeline.prediction import predict_until_killed
+from ensemble_runtime.pipeline.stacking import STACKING
+from ensemble_runtime.pipeline.wiring import Wiring, adopt_orphans, die_with_parent, ring
+
+log = logging.getLogger(__name__)
+
+GatewayMain = Callable[[Arena, Wiring, socket.socket], int]
+"""Serves on a listening socket until SIGTERM; returns an exit code."""
+
+_TICK = 0.2
+_QUIESCE_TICK = 0.005
+_STEADY = 10.0
+"""A process that lived for so many seconds is restarted at once, another after a growing pause."""
+_LONGEST_PAUSE = 30.0
+_HOPELESS = 5
+"""So many quick deaths of a service before anything was ever ready end the runtime: there is nothing to wait for."""
+_BACKLOG = 1024
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_GATEWAY, _COMBINER, _FORGE = "gateway", "combiner", "forge"
+
+
+def run(config: RuntimeConfig, cache: Path, gateway: GatewayMain) -> int:
+    """Serve an ensemble until SIGTERM or SIGINT.
+
+    Args:
+        config: The ensemble.
+        cache: Folder for fetched models.
+        gateway: What the gateway's process runs.
+
+    Returns:
+        0 after an orderly stop.
+
+    Raises:
+        EnsembleError: it could not start; nothing is left behind.
+    """
+    listener = _listen(config)
+    paths = _fetch_models(config, cache)
+    arena = Arena.create(config)
+    _keep_memory()
+    supervisor = Supervisor(arena, paths, listener, gateway)
+    try:
+        return supervisor.run()
+    finally:
+        supervisor.kill_all()
+
+
+@dataclass(slots=True)
+class _Life:
+    """One role's process: its pid (0: none), since when, and how often it died soon after it was born."""
+
+    pid: int = 0
+    born: float = 0.0
+    quick_deaths: int = 0
+    due: float | None = None
+    """When to start it again; None: it runs, or must not run."""
+    asked: bool = False
+    """Whether the forge has been asked for it."""
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """All processes of one ensemble."""
+
+    arena: Arena
+    paths: dict[str, Path]
+    listener: socket.socket
+    gateway: GatewayMain
+    wiring: Wiring = field(init=False)
+    _lives: dict[str, _Life] = field(init=False)
+    _channel: socket.socket | None = None
+    _forge_ready: bool = False
+    _early_deaths: dict[int, int] = field(default_factory=dict)
+    """Deaths of processes whose pid the forge has not told yet."""
+    _started: bool = False
+    _quiescing: bool = False
+    """The gateway died: until every cell has put down what it holds, nobody may use the request table."""
+    _stopping: bool = False
+    _kill_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.wiring = Wiring.lay(len(self.arena.geometry.processes))
+        roles = [_COMBINER, _GATEWAY, *(str(p) for p in range(len(self.arena.geometry.processes)))]
+        if any(self._from_forge(p) for p in range(len(self.arena.geometry.processes))):
+            roles.insert(0, _FORGE)
+        self._lives = {role: _Life(due=0.0) for role in roles}
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Start everything and look after it until told to stop."""
+        adopt_orphans()
+        wakeup, signals = socket.socketpair()
+        wakeup.setblocking(False)
+        signals.setblocking(False)
+        signal.set_wakeup_fd(signals.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        self.arena.service_pids[SERVICES.index("supervisor")] = os.getpid()
+        while True:
+            self._start_what_is_due()
+            self._wait(wakeup)
+            self._reap()
+            self._watch()
+            if self._quiescing:
+                self._end_quiescence()
+            if self._stopping and (not self._lives[_GATEWAY].pid or time.monotonic() > self._kill_at):
+                return 0
+
+    def _wait(self, wakeup: socket.socket) -> None:
+        sources = [wakeup] + ([self._channel] if self._channel else [])
+        readable, _, _ = select.select(sources, [], [], _QUIESCE_TICK if self._quiescing else _TICK)
+        if wakeup in readable:
+            numbers = wakeup.recv(4096)
+            if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+                self._stop()
+        if self._channel in readable:
+            self._hear_forge()
+
+    def _stop(self) -> None:
+        if self._stopping:
+            self._kill_at = 0.0
+            return
+        log.info("stopping")
+        self._stopping = True
+        self._kill_at = time.monotonic() + self.arena.config.serving.drain_ms / 1000 + 2
+        self.listener.close()
+        if pid := self._lives[_GATEWAY].pid:
+            os.kill(pid, signal.SIGTERM)
+
+    def kill_all(self) -> None:
+        """End every process and wait until it is gone."""
+        signal.set_wakeup_fd(-1)
+        for life in self._lives.values():
+            if life.pid:
+                _kill(life.pid)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            try:
+                pid, _ = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                time.sleep(0.002)
+
+    # -- births -------------------------------------------------------------------------------------------------------
+
+    def _from_forge(self, process: int) -> bool:
+        """CPU cells share the forge's libraries; GPUs need a process without torch; simulated ones need neither."""
+        return self._device_kind(process) is DeviceKind.CPU
+
+    def _device_kind(self, process: int) -> DeviceKind:
+        config = self.arena.config
+        name = config.cells[self.arena.geometry.processes[process][0]].device
+        return next(device.kind for device in config.devices if device.name == name)
+
+    def _start_what_is_due(self) -> None:
+        if self._stopping:
+            return
+        now = time.monotonic()
+        for role, life in self._lives.items():
+            if life.pid or life.due is None or life.due > now:
+                continue
+            if role in (_GATEWAY, _COMBINER) and self._quiescing:
+                continue
+            if role.isdigit() and self._from_forge(int(role)):
+                if self._forge_ready and self._channel and not life.asked:
+                    life.asked = True
+                    self._channel.send(role.encode())
+                continue
+            self._born(role, self._fork(role))
+
+    def _born(self, role: str, pid: int) -> None:
+        life = self._lives[role]
+        life.pid, life.born, life.due, life.asked = pid, time.monotonic(), None, False
+        if role.isdigit():
+            self.arena.pids[int(role)] = pid
+        else:
+            self.arena.service_pids[SERVICES.index(role)] = pid
+
+    def _fork(self, role: str) -> int:
+        theirs: socket.socket | None = None
+        if role == _FORGE:
+            self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            if role == _FORGE and theirs is not None:
+                _in_child(parent, lambda: forge_until_killed(theirs, self._modules(), self._become_worker(parent)))
+            if role == _COMBINER:
+                _in_child(parent, lambda: combine_until_killed(self.arena, self.wiring, self.paths))
+            if role == _GATEWAY:
+                _in_child(parent, lambda: self.gateway(self.arena, self.wiring, self.listener))
+            self._become_worker(parent)(int(role))
+        if theirs is not None:
+            theirs.close()
+        return pid
+
+    def _become_worker(self, parent: int) -> Callable[[int], None]:
+        def become(process: int) -> None:
+            self.listener.close()
+            _in_child(parent, lambda: predict_until_killed(self.arena, self.wiring, process, self.paths))
+
+        return become
+
+    def _modules(self) -> tuple[str, ...]:
+        config = self.arena.config
+        kinds = {device.name: device.kind for device in config.devices}
+        return modules_for(config, [c.member for c in config.cells if kinds[c.device] is DeviceKind.CPU])
+
+    def _hear_forge(self) -> None:
+        if self._channel is None:
+            return
+        message = self._channel.recv(64)
+        if message == b"ready":
+            self._forge_ready = True
+        elif message:
+            role, pid = message.decode().split()
+            self._born(role, int(pid))
+            if int(pid) in self._early_deaths:
+                self._died(role, self._early_deaths.pop(int(pid)))
+        else:
+            self._channel.close()
+            self._channel = None
+
+    # -- deaths -------------------------------------------------------------------------------------------------------
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            role = next((role for role, life in self._lives.items() if life.pid == pid), None)
+            if role is None:
+                self._early_deaths[pid] = status
+            else:
+                self._died(role, status)
+
+    def _died(self, role: str, status: int) -> None:
+        life = self._lives[role]
+        lived = time.monotonic() - life.born
+        life.pid = 0
+        if role.isdigit():
+            self._worker_died(int(role), status)
+        else:
+            self.arena.service_pids[SERVICES.index(role)] = 0
+        if self._stopping:
+            return
+        life.quick_deaths = 0 if lived > _STEADY else life.quick_deaths + 1
+        pause = 0.0 if life.quick_deaths <= 1 else min(_LONGEST_PAUSE, 0.1 * 2**life.quick_deaths)
+        life.due = time.monotonic() + pause
+        log.warning("process ended", extra={"role": role, "status": _described(status), "restart_in": pause})
+        if role == _FORGE:
+            self._forge_died()
+        elif role == _GATEWAY:
+            self._gateway_died()
+        if life.quick_deaths >= _HOPELESS and not self._started:
+            raise StartupError(f"the {role} process {_described(status)} {life.quick_deaths} times in a row")
+
+    def _worker_died(self, process: int, status: int) -> None:
+        """Give back what the process had in hand; while starting, a death is the end."""
+        self.arena.pids[process] = 0
+        self.arena.idle[process] = 0
+        cells = self.arena.geometry.processes[process]
+        if not self._started:
+            raise _startup_error(self.arena, cells, status)
+        for cell in cells:
+            if self.arena.state[cell] != FAILED:
+                self.arena.state[cell] = STARTING
+            self.arena.batch_started[cell] = 0
+            self.arena.restarts[cell] += 1
+            repair.give_back(self.arena, self.wiring, cell)
+
+    def _forge_died(self) -> None:
+        self._forge_ready = False
+        if self._channel:
+            self._channel.close()
+            self._channel = None
+        for life in self._lives.values():
+            life.asked = False
+
+    def _gateway_died(self) -> None:
+        """Its requests died with it: let the cells put down what they hold, then start over with a clean table."""
+        self._quiescing = True
+        combiner = self._lives[_COMBINER]
+        if combiner.pid:
+            _kill(combiner.pid)
+        repair.cancel_all(self.arena)
+        for doorbell in self.wiring.workers:
+            ring(doorbell)
+
+    def _end_quiescence(self) -> None:
+        if not self._lives[_COMBINER].pid and repair.quiet(self.arena):
+            repair.reset(self.arena)
+            self._quiescing = False
+            for role in (_COMBINER, _GATEWAY):
+                self._lives[role].due = 0.0
+
+    # -- the watch ----------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Kill what hangs; notice when everything is ready for the first time."""
+        serving, now = self.arena.config.serving, time.monotonic()
+        for process, cells in enumerate(self.arena.geometry.processes):
+            life = self._lives[str(process)]
+            if not life.pid:
+                continue
+            for cell in cells:
+                started = self.arena.batch_started[cell]
+                computing = started and time.monotonic_ns() - started > serving.member_timeout_ms * 1e6
+                starting = self.arena.state[cell] < READY and now - life.born > serving.startup_timeout_ms / 1000
+                if computing or starting:
+                    log.error("cell hangs", extra={"member": self.arena.config.cells[cell].member, "pid": life.pid})
+                    _kill(life.pid)
+                    break
+        if not self._started and all(state == READY for state in self.arena.state):
+            self._started = True
+            log.info("ready", extra={"port": self.listener.getsockname()[1]})
+
+
+def _in_child(parent: int, main: Callable[[], int]) -> None:
+    """Run a process's main function in it; never returns."""
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
+        die_with_parent(parent)
+        code = main()
+    except EnsembleError as error:
+        log.error("process failed", extra={"error": str(error)})
+        code = error.exit_code
+    except BaseException:
+        log.exception("process failed")
+    finally:
+        os._exit(code)
+
+
+def _startup_error(arena: Arena, cells: tuple[int, ...], status: int) -> EnsembleError:
+    member = arena.config.cells[cells[0]].member
+    message = next((text for cell in cells if (text := arena.errors[cell].get())), "")
+    code = os.waitstatus_to_exitcode(status)
+    if message and code > 0:
+        kind = next((k for k in EnsembleError.__subclasses__() if k.exit_code == code), StartupError)
+        return kind(message)
+    return StartupError(f"the process of member '{member}' {_described(status)} while starting")
+
+
+def _described(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"was killed by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exited with code {code}"
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _listen(config: RuntimeConfig) -> socket.socket:
+    address = (config.listen.host, config.listen.port)
+    family = socket.AF_INET6 if ":" in config.listen.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        reason = error.strerror or str(error)
+        raise PortTakenError(f"cannot listen on {address[0]}:{address[1]}: {reason}") from error
+    listener.setblocking(False)
+    return listener
+
+
+def _fetch_models(config: RuntimeConfig, cache: Path) -> dict[str, Path]:
+    """Fetch and check every model that a real device will load."""
+    real = {device.name for device in config.devices if device.kind is not DeviceKind.SIMULATED}
+    needed = {cell.member for cell in config.cells if cell.device in real}
+    paths = {m.name: fetch(m.model, cache).path for m in config.members if m.name in needed}
+    if config.combination.rule is Rule.STACKING and config.combination.model is not None:
+        paths[STACKING] = fetch(config.combination.model, cache).path
+    return paths
+
+
+def _keep_memory() -> None:
+    """Let glibc keep freed memory: tensors come and go with every batch, and page faults cost more than they do."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, size in ((_M_MMAP_THRESHOLD, 2**25), (_M_TRIM_THRESHOLD, 2**30), (_M_TOP_PAD, 2**24)):
+            mallopt(option, size)

@@ -1,0 +1,71 @@
+"""What the processes share besides the arena's bytes: file descriptors, and how one becomes a process of the pipeline."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from dataclasses import dataclass
+
+_ONE = (1).to_bytes(8, sys.byteorder)
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """One eventfd ("doorbell") for each process that sleeps; every process inherits all of them."""
+
+    workers: tuple[int, ...]
+    combiner: int
+    gateway: int
+
+    @staticmethod
+    def lay(workers: int) -> Wiring:
+        """Make the doorbells."""
+        return Wiring(
+            workers=tuple(os.eventfd(0, os.EFD_CLOEXEC) for _ in range(workers)),
+            combiner=os.eventfd(0, os.EFD_CLOEXEC),
+            gateway=os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK),
+        )
+
+
+def ring(doorbell: int) -> None:
+    """Wake whoever sleeps on a doorbell; the system call is also the barrier that makes earlier writes visible."""
+    os.write(doorbell, _ONE)
+
+
+def sleep_until_rung(doorbell: int) -> None:
+    """Sleep until the doorbell has been rung since the last call."""
+    os.read(doorbell, 8)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose parent ends: prediction processes are children of the supervisor."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent(parent: int) -> None:
+    """End as soon as the parent does, however it ends; returns once `parent` is indeed the parent."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    while os.getppid() != parent:
+        # Between a double fork's two halves the process is adopted within microseconds; if the parent is gone it is not.
+        if not _alive(parent):
+            os._exit(1)
+        os.sched_yield()
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _LIBC.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
