@@ -70,10 +70,10 @@ def _matrix(plan: Mapping[str, Any]) -> Table:
 
 
 def _throughput(findings: Findings) -> str:
-    plan = findings.plan
+    measured, plan = findings.rows_per_second, findings.plan
     return (
-        f"[bold]Throughput[/]: {findings.rows_per_second:,.0f} images/s through all of it, HTTP and the client that "
-        f"makes the load included.\nThe plan promises {plan['rate']:,.0f} if the members have the devices to themselves; "
+        f"[bold]Throughput[/]: {measured:,.0f} images/s, HTTP and the client on this machine included.\n"
+        f"The plan promises {plan['rate']:,.0f} to members that have the devices to themselves; "
         f"one worker a member, {plan['baselineRate']:,.0f}."
     )
 

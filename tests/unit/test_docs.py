@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from ensemble_operator.api.manifest import load_manifest, load_profiles
 from ensemble_runtime import errors
 
