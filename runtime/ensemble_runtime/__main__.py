@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 
 from ensemble_runtime.config import RuntimeConfig, Schema
 from ensemble_runtime.errors import EnsembleError, ManifestError
+from ensemble_runtime.logs import log_to_stderr
 
 Document = TypeVar("Document", bound=Schema)
 
@@ -22,7 +22,7 @@ Document = TypeVar("Document", bound=Schema)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code (see `ensemble_runtime.errors`)."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log_to_stderr(options.log_level)
     try:
         return int(options.command(options))
     except EnsembleError as error:
@@ -64,9 +64,12 @@ def default_cache() -> Path:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    # Before numpy is imported: its linear algebra would start threads, which a fork does not survive.
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    from ensemble_runtime.gateway.process import serve_until_stopped
     from ensemble_runtime.pipeline import supervisor
 
-    return supervisor.run(_read(options.document, RuntimeConfig), options.cache)
+    return supervisor.run(_read(options.document, RuntimeConfig), options.cache, serve_until_stopped)
 
 
 def _fetch(options: argparse.Namespace) -> int:

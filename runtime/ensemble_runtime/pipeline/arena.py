@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ensemble_runtime.config import MAX_DIMENSIONS, Hosting, RuntimeConfig, TensorSpec
 from ensemble_runtime.errors import SharedMemoryError
 
-SHM = Path("/dev/shm")
+SHM = Path("/dev/shm")  # noqa: S108  # no temporary file: the memory file system itself
 DEFAULT_ARENA_BYTES = 256 * 2**20
 SPARSE_BYTES = 2**42
 LINE = 64
@@ -171,7 +171,7 @@ class Arena:
         """
         fd = os.open(SHM, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
-            # Laid out once over a sparse file: what it came to is the size, and there is no second list of sizes to keep.
+            # Laid out once over a sparse file: what it came to is the size, so no second list of sizes is kept.
             os.ftruncate(fd, SPARSE_BYTES)
             size = Arena(config, fd).size
             os.ftruncate(fd, size)
@@ -245,11 +245,13 @@ class Ring:
 
     @staticmethod
     def cut(cut: _Cutter, capacity: int) -> Ring:
+        """Cut a ring of `capacity` entries."""
         # Head and tail on lines of their own: their writers are different processes.
         return Ring(cut.words(2 * LINE // 8), cut.bytes(capacity * ENTRY_BYTES), capacity)
 
     @property
     def head(self) -> int:
+        """Index of the first entry; its consumer writes it."""
         return self._ends[0]
 
     @head.setter
@@ -258,6 +260,7 @@ class Ring:
 
     @property
     def tail(self) -> int:
+        """Index behind the last entry; its producer writes it."""
         return self._ends[8]
 
     def __len__(self) -> int:

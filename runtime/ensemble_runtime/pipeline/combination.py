@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_runtime.config import Rule, RuntimeConfig
-from ensemble_runtime.pipeline.arena import ACTIVE, ANSWERED, ARRIVED, DISAGREE, MISSHAPEN, Arena, Ring
+from ensemble_runtime.pipeline.arena import ACTIVE, ANSWERED, ARRIVED, DISAGREE, MISSHAPEN, Arena
 from ensemble_runtime.pipeline.disagreement import disagreement
 from ensemble_runtime.pipeline.intake import Entries
 from ensemble_runtime.pipeline.prediction import Rows, packed, rows_of

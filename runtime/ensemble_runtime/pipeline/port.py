@@ -136,7 +136,7 @@ class Pipeline(Protocol):
         """
 
     def submit(self, lease: Lease, options: Options, done: Callable[[Outcome], None]) -> None:
-        """Send a filled lease on its way; `done` is called exactly once, from the event loop, unless cancelled first."""
+        """Send a filled lease on its way; the event loop calls `done` exactly once, unless it is cancelled first."""
 
     def cancel(self, lease: Lease) -> None:
         """Give a lease back at any time before its outcome; `done` will not be called."""

@@ -73,7 +73,8 @@ def predict_until_killed(arena: Arena, wiring: Wiring, process: int, paths: dict
 def _serve(arena: Arena, process: int, doorbell: int, workers: list[_Worker]) -> None:
     idle = arena.idle
     while True:
-        if any([worker.work() for worker in workers]):
+        worked = [worker.work() for worker in workers]
+        if any(worked):
             continue
         idle[process] = 1
         # Entries pushed before the flag was seen: the gateway rings a process in any case, so nothing can be missed.
@@ -272,7 +273,8 @@ def rows_of(batch: Entries) -> Rows:
     if counts.max() == 1:
         return first.astype(np.intp)
     offsets = np.repeat(ends.astype(np.intp) - counts.cumsum(dtype=np.intp), counts)
-    return np.arange(len(offsets), dtype=np.intp) + offsets
+    rows: NDArray[np.intp] = np.arange(len(offsets), dtype=np.intp) + offsets
+    return rows
 
 
 def packed(

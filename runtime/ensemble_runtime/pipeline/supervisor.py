@@ -7,7 +7,6 @@ process can be forked from it before torch has seen a device.
 from __future__ import annotations
 
 import ctypes
-import json
 import logging
 import os
 import select

@@ -1,4 +1,4 @@
-"""What the processes share besides the arena's bytes: file descriptors, and how one becomes a process of the pipeline."""
+"""What the processes share besides the arena: doorbells, and how a process is tied to its parent."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def die_with_parent(parent: int) -> None:
     """End as soon as the parent does, however it ends; returns once `parent` is indeed the parent."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     while os.getppid() != parent:
-        # Between a double fork's two halves the process is adopted within microseconds; if the parent is gone it is not.
+        # After a double fork it is adopted within microseconds; if the parent is gone, by somebody else.
         if not _alive(parent):
             os._exit(1)
         os.sched_yield()
