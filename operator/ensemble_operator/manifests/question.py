@@ -1,0 +1,88 @@
+"""From an ensemble, the devices and the profiles to the question that the planner answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from ensemble_operator.api.ensemble import EnsembleSpec, MemberSpec
+from ensemble_operator.inventory.device import Device
+from ensemble_operator.planner.problem import PlanMember, Problem
+from ensemble_operator.profiles.profile import Profile
+from ensemble_operator.profiles.table import ProfileTable, Want
+from ensemble_runtime.errors import DeviceUnavailableError, ManifestError
+
+
+def usable(spec: EnsembleSpec, devices: Sequence[Device]) -> tuple[Device, ...]:
+    """The devices that the ensemble may use.
+
+    Raises:
+        DeviceUnavailableError: There is none, or none for some member.
+    """
+    kinds = spec.devices.effective_kinds
+    found = tuple(device for device in devices if device.kind in kinds)
+    for i, member in enumerate(spec.members):
+        if not any(device.kind in member.device_kinds for device in found):
+            wanted = ", ".join(kind.value for kind in kinds if kind in member.device_kinds)
+            raise DeviceUnavailableError(
+                f"spec.members[{i}]: '{member.name}' may run on {wanted}; no such device is here"
+            )
+    return found
+
+
+def wants(spec: EnsembleSpec, digests: Mapping[str, str], devices: Sequence[Device]) -> Iterator[Want]:
+    """The profiles that planning needs: of every member on every type of device that it may run on."""
+    for member in spec.members:
+        for device_type in _types(member, devices):
+            yield Want(digests[member.name], device_type, member.precision.value, member.batch_sizes)
+
+
+def question(
+    spec: EnsembleSpec, digests: Mapping[str, str], devices: Sequence[Device], profiles: ProfileTable
+) -> Problem:
+    """The planner's problem.
+
+    Args:
+        spec: The ensemble.
+        digests: Model digest of each member.
+        devices: Those that the ensemble may use (see `usable`).
+        profiles: All that is known; points of batch sizes that the member does not permit are left out.
+
+    Raises:
+        ManifestError: A member has no profile on any device that it may run on.
+    """
+    members = []
+    for i, member in enumerate(spec.members):
+        types = _types(member, devices)
+        known = {t: p for t in types if (p := _permitted(member, digests[member.name], t, profiles))}
+        if not known:
+            raise ManifestError(
+                f"spec.members[{i}]: no profile of '{member.name}' (sha256 {digests[member.name]}, {member.precision}) "
+                f"on {', '.join(types)}; add a ModelProfile for it"
+            )
+        members.append(PlanMember(member.name, known))
+    return Problem(tuple(devices), tuple(members), spec.objective, _interference(spec, digests, profiles))
+
+
+def _types(member: MemberSpec, devices: Sequence[Device]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(device.type for device in devices if device.kind in member.device_kinds))
+
+
+def _permitted(member: MemberSpec, digest: str, device_type: str, profiles: ProfileTable) -> Profile | None:
+    profile = profiles.get(digest, device_type, member.precision.value)
+    points = tuple(p for p in profile.points if p.batch_size in member.batch_sizes) if profile else ()
+    return Profile(digest, device_type, member.precision.value, points) if points else None
+
+
+def _interference(
+    spec: EnsembleSpec, digests: Mapping[str, str], profiles: ProfileTable
+) -> dict[tuple[str, str, str], float]:
+    names: dict[str, list[str]] = {}
+    for member in spec.members:
+        names.setdefault(digests[member.name], []).append(member.name)
+    return {
+        (device_type, a, b): factor
+        for (device_type, one, other), factor in profiles.interference.items()
+        for a in names.get(one, ())
+        for b in names.get(other, ())
+        if a != b
+    }

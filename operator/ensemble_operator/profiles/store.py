@@ -1,0 +1,122 @@
+"""Profiles kept on disk between runs: one JSON file for each (model digest, device type, precision).
+
+A GPU's type says what it is on any machine. `cpu-4` does not: four cores of one CPU are not four of another. So
+profiles of CPU devices are kept under the CPU's model as well: a home folder that two machines share mixes nothing up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from pydantic import ValidationError
+
+from ensemble_operator.profiles.profile import Point, Profile
+from ensemble_operator.profiles.table import ProfileTable, joined, table
+from ensemble_runtime.config import BatchSize, Schema, Sha256
+
+_log = logging.getLogger(__name__)
+
+
+def default_root() -> Path:
+    """Where profiles are kept: $XDG_CACHE_HOME/ensembles/profiles, by default under ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ensembles" / "profiles"
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What this machine's CPU calls itself, e.g. 'AMD EPYC 7763 64-Core Processor'; else the architecture."""
+    try:
+        fields = (line.partition(":") for line in cpuinfo.read_text().splitlines())
+        found = next((value.strip() for name, _, value in fields if name.strip() == "model name"), "")
+    except OSError:
+        found = ""
+    return found or platform.processor() or platform.machine()
+
+
+class _StoredPoint(Schema):
+    batch_size: BatchSize
+    seconds: float
+    memory_bytes: int
+
+
+class _StoredProfile(Schema):
+    digest: Sha256
+    device_type: str
+    precision: str
+    host: str | None
+    points: tuple[_StoredPoint, ...]
+
+
+class ProfileStore:
+    """A folder of profiles. Safe for processes side by side: writers take turns, readers see whole files."""
+
+    def __init__(self, root: Path, host: str) -> None:
+        """Use a folder; `host` is what CPU profiles are kept under (see `cpu_model`)."""
+        self._root = root
+        self._host = host
+
+    def load(self, keys: Iterable[tuple[str, str, str]]) -> ProfileTable:
+        """The profiles that are there, of these (digest, device type, precision)."""
+        return table(profile for key in keys if (profile := self._read(*key)))
+
+    def save(self, profile: Profile) -> None:
+        """Keep a profile; its points replace those of the same batch sizes."""
+        path = self._path(profile.digest, profile.device_type, profile.precision)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _turn(path.parent / ".lock"):
+            before = self._read(profile.digest, profile.device_type, profile.precision)
+            _replace(path, self._stored(joined(before, profile) if before else profile).model_dump_json(by_alias=True))
+
+    def _stored(self, profile: Profile) -> _StoredProfile:
+        return _StoredProfile(
+            digest=profile.digest,
+            device_type=profile.device_type,
+            precision=profile.precision,
+            host=self._host_of(profile.device_type),
+            points=tuple(
+                _StoredPoint(batch_size=p.batch_size, seconds=p.seconds, memory_bytes=p.memory_bytes)
+                for p in profile.points
+            ),
+        )
+
+    def _read(self, digest: str, device_type: str, precision: str) -> Profile | None:
+        path = self._path(digest, device_type, precision)
+        try:
+            stored = _StoredProfile.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            _log.warning("profile %s cannot be read and is measured anew: %s", path, str(error).splitlines()[0])
+            return None
+        points = sorted(Point(p.batch_size, p.seconds, p.memory_bytes) for p in stored.points)
+        return Profile(digest, device_type, precision, tuple(points))
+
+    def _host_of(self, device_type: str) -> str | None:
+        return self._host if device_type.startswith("cpu-") else None
+
+    def _path(self, digest: str, device_type: str, precision: str) -> Path:
+        host = self._host_of(device_type)
+        place = device_type if host is None else f"{device_type}@{host[:64]}"
+        return self._root / digest / f"{quote(place, safe=' ()@')}.{precision}.json"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, finds the old one or the new one."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".new-", delete=False) as file:
+        file.write(text)
+    Path(file.name).replace(path)
+
+
+@contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """Wait for the other writers; the kernel ends the turn of one that dies."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

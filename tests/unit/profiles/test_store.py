@@ -1,0 +1,92 @@
+"""Profiles on disk: found again, kept apart by machine, whole under concurrent writers."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from ensemble_operator.profiles.profile import Point, Profile
+from ensemble_operator.profiles.store import ProfileStore, cpu_model, default_root
+
+A = "a" * 64
+CPU = Profile(A, "cpu-1", "FP32", (Point(1, 0.25, 1000), Point(2, 0.5, 2000)))
+GPU = Profile(A, "NVIDIA-A100-SXM4-40GB", "FP16", (Point(1, 0.125, 1000),))
+
+
+def key(profile: Profile) -> tuple[str, str, str]:
+    return profile.digest, profile.device_type, profile.precision
+
+
+def test_what_is_saved_is_found_by_another_process_later(tmp_path: Path) -> None:
+    ProfileStore(tmp_path, "EPYC").save(CPU)
+    known = ProfileStore(tmp_path, "EPYC").load([key(CPU), key(GPU)])
+    assert known.get(*key(CPU)) == CPU
+    assert known.get(*key(GPU)) is None
+
+
+def test_points_are_added_and_replaced(tmp_path: Path) -> None:
+    store = ProfileStore(tmp_path, "EPYC")
+    store.save(CPU)
+    store.save(Profile(A, "cpu-1", "FP32", (Point(2, 0.75, 3000), Point(4, 1.5, 4000))))
+    profile = store.load([key(CPU)]).get(*key(CPU))
+    assert profile is not None
+    assert profile.points == (Point(1, 0.25, 1000), Point(2, 0.75, 3000), Point(4, 1.5, 4000))
+
+
+def test_cores_of_another_cpu_are_another_thing_and_gpus_are_not(tmp_path: Path) -> None:
+    ProfileStore(tmp_path, "EPYC 7763").save(CPU)
+    ProfileStore(tmp_path, "EPYC 7763").save(GPU)
+    elsewhere = ProfileStore(tmp_path, "Xeon(R) w/ 8 cores").load([key(CPU), key(GPU)])
+    assert elsewhere.get(*key(CPU)) is None
+    assert elsewhere.get(*key(GPU)) == GPU
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"digest": "a"}', b"\xff"])
+def test_a_damaged_file_is_as_none_and_said_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    store = ProfileStore(tmp_path, "EPYC")
+    store.save(CPU)
+    (path,) = tmp_path.rglob("*.json")
+    path.write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        assert store.load([key(CPU)]).get(*key(CPU)) is None
+    assert str(path) in caplog.text
+    store.save(CPU)
+    assert store.load([key(CPU)]).get(*key(CPU)) == CPU
+
+
+def test_writers_side_by_side_lose_nothing(tmp_path: Path) -> None:
+    def save(size: int) -> None:
+        ProfileStore(tmp_path, "EPYC").save(Profile(A, "cpu-1", "FP32", (Point(size, 1.0, size),)))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(save, range(1, 33)))
+    profile = ProfileStore(tmp_path, "EPYC").load([key(CPU)]).get(*key(CPU))
+    assert profile is not None
+    assert [point.batch_size for point in profile.points] == list(range(1, 33))
+    assert not list(tmp_path.rglob(".new-*"))
+
+
+def test_types_that_are_not_file_names_stay_apart(tmp_path: Path) -> None:
+    store = ProfileStore(tmp_path, "EPYC")
+    for seconds, device_type in enumerate(["a/b", "a%2Fb", "../a"], start=1):
+        store.save(Profile(A, device_type, "FP32", (Point(1, float(seconds), 1),)))
+    found = store.load([(A, t, "FP32") for t in ("a/b", "a%2Fb", "../a")])
+    assert [p.points[0].seconds for p in found.profiles.values()] == [1.0, 2.0, 3.0]
+    assert {path.parent.name for path in tmp_path.rglob("*.json")} == {A}
+
+
+def test_the_cpu_says_what_it_is(tmp_path: Path) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor : 0\nvendor_id : X\nmodel name\t: AMD EPYC 7763 64-Core Processor\n")
+    assert cpu_model(info) == "AMD EPYC 7763 64-Core Processor"
+    assert cpu_model(tmp_path / "none") != ""
+
+
+def test_the_cache_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert default_root() == Path("/elsewhere/ensembles/profiles")
