@@ -1,0 +1,65 @@
+"""The gateway on a listening socket: both lanes, their limits, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Any
+
+from aiohttp import web
+
+from ensemble_runtime.gateway.app import JsonRequestHandler, build_app
+from ensemble_runtime.gateway.fastlane import IDLE_SECONDS, Entrance, FastLane
+from ensemble_runtime.gateway.heads import HeadReader
+from ensemble_runtime.gateway.inference import Inference
+from ensemble_runtime.pipeline.port import Pipeline
+
+CONNECTIONS = 4096
+BACKLOG = 1024
+
+_logger = logging.getLogger(__name__)
+
+
+async def serve(pipeline: Pipeline, sock: socket.socket, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set; then answer what is in flight, for `serving.drainMs` at the most, and close.
+
+    Args:
+        pipeline: Where requests go.
+        sock: Bound, and perhaps shared with other gateways; closed at the end.
+        stop: Set it to end.
+    """
+    loop = asyncio.get_running_loop()
+    inference = Inference(pipeline)
+    config = inference.config
+    drain_seconds = config.serving.drain_ms / 1e3
+    runner = web.AppRunner(build_app(inference), handler_cancellation=True, shutdown_timeout=drain_seconds)
+    await runner.setup()
+    manager = runner.server
+    assert manager is not None
+    settings: dict[str, Any] = {"access_log": None, "keepalive_timeout": IDLE_SECONDS}
+
+    def hand_over() -> asyncio.Protocol:
+        return JsonRequestHandler(manager, loop=loop, **settings)
+
+    def crowded() -> bool:
+        return len(entrance.connections) + len(manager.connections) >= CONNECTIONS
+
+    target = f"/v2/models/{config.name}"
+    targets = (f"{target}/infer", f"{target}/versions/{config.version}/infer")
+    entrance = Entrance(inference, HeadReader(targets, inference.max_body), hand_over, crowded)
+    server = await loop.create_server(lambda: FastLane(entrance), sock=sock, backlog=BACKLOG)
+    sweeper = asyncio.create_task(_sweep(entrance))
+    _logger.info("gateway of '%s' serves on %s", config.name, sock.getsockname())
+    try:
+        await stop.wait()
+    finally:
+        server.close()
+        await asyncio.gather(entrance.drain(drain_seconds), runner.cleanup())
+        sweeper.cancel()
+
+
+async def _sweep(entrance: Entrance) -> None:
+    while True:
+        await asyncio.sleep(1)
+        entrance.sweep()
