@@ -55,6 +55,16 @@ def test_every_exit_code_is_explained() -> None:
     assert explained == {cls.exit_code: cls.__name__ for cls in classes}
 
 
+def test_every_metric_is_explained() -> None:
+    page = (DOCS / "operations.md").read_text()
+    source = (ROOT / "runtime" / "ensemble_runtime" / "gateway" / "exposition.py").read_text()
+    names = set(re.findall(r'"(ensemble_\w+[a-z])"', source)) | {
+        f"ensemble_inference_{name}" for name in re.findall(r'(?:_counter|_family)\(\s*"(\w+)"', source)
+    }
+    assert len(names) > 15
+    assert not {name for name in names if name not in page}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
