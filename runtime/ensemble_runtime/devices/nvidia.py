@@ -30,7 +30,7 @@ def gpus() -> tuple[Gpu, ...]:
     """All usable devices by PCI bus id; a GPU in MIG mode counts as its instances. Empty where NVML is missing.
 
     Raises:
-        DeviceUnavailableError: NVML is there but fails, so that a broken driver is not taken for a machine without GPUs.
+        DeviceUnavailableError: NVML is there but fails: a broken driver is not a machine without GPUs.
     """
     with _nvml() as present:
         if not present:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from ensemble_runtime.config import TensorSpec
 from ensemble_runtime.errors import ModelInvalidError
-from ensemble_runtime.members.model import Array, Model
+from ensemble_runtime.members.model import Array, Model, dtype_of
 
 _WARM_UP_LENGTH = 32
 """Length that a variable dimension has at warm-up, unless its maximum is smaller."""
@@ -23,7 +24,7 @@ def warm_up(
     One row and a full batch, each twice: compiling runtimes specialise on the second call of a shape.
 
     Raises:
-        ModelInvalidError: names the member, the output, what was found and what was expected; or the model's own failure.
+        ModelInvalidError: names the member, the output, what was found and what was expected, or the model's failure.
     """
     for rows in (1, batch_size):
         for make in (np.zeros, np.ones):
@@ -33,9 +34,9 @@ def warm_up(
             except ModelInvalidError as error:
                 raise ModelInvalidError(f"member '{member}': {error}") from error
             except Exception as error:
+                shapes = ", ".join(f"{spec.name} {list(x.shape)}" for x, spec in zip(batch, inputs, strict=True))
                 raise ModelInvalidError(
-                    f"member '{member}': fails on a batch of {rows} made-up rows "
-                    f"({', '.join(_described(x, spec) for x, spec in zip(batch, inputs, strict=True))}): {first_line(error)}"
+                    f"member '{member}': fails on made-up rows ({shapes}, batch first): {first_line(error)}"
                 ) from error
             check_outputs(member, answers, outputs, rows)
 
@@ -43,7 +44,7 @@ def warm_up(
 def sample(spec: TensorSpec, rows: int, length: int, make: Callable[..., Array] = np.zeros) -> Array:
     """Made-up rows of an input; variable dimensions get `length`, or their maximum if that is less."""
     shape = tuple(min(length, spec.max_length) if dim == -1 else dim for dim in spec.shape)
-    return make((rows, *shape), dtype=spec.datatype.numpy)
+    return make((rows, *shape), dtype=dtype_of(spec))
 
 
 def check_outputs(member: str, answers: Sequence[Array], outputs: Sequence[TensorSpec], rows: int) -> None:
@@ -55,14 +56,14 @@ def check_outputs(member: str, answers: Sequence[Array], outputs: Sequence[Tenso
     if len(answers) != len(outputs):
         raise ModelInvalidError(f"member '{member}': {len(answers)} outputs, expected {len(outputs)}")
     for answer, spec in zip(answers, outputs, strict=True):
-        if answer.shape[:1] != (rows,) or not _fits(answer.shape[1:], spec):
+        if answer.shape != (rows, *spec.shape) and (answer.shape[:1] != (rows,) or not _fits(answer.shape[1:], spec)):
             expected = ", ".join(map(str, (rows, *spec.shape)))
             found = ", ".join(map(str, answer.shape))
             raise ModelInvalidError(
                 f"member '{member}': output '{spec.name}' has shape [{found}], expected [{expected}] (batch first)"
                 + ("" if spec.fixed else f", variable dimensions from 1 to {spec.max_length}")
             )
-        if answer.dtype != spec.datatype.numpy:
+        if answer.dtype != dtype_of(spec):
             raise ModelInvalidError(
                 f"member '{member}': output '{spec.name}' is {answer.dtype.name}, expected {spec.datatype.value}"
             )
@@ -71,15 +72,15 @@ def check_outputs(member: str, answers: Sequence[Array], outputs: Sequence[Tenso
 def bad_rows(answers: Sequence[Array]) -> NDArray[np.bool_] | None:
     """Which rows hold a NaN or an infinity in any output; None if none does.
 
-    The common case costs one reduction: a sum is finite only if all its terms are. A sum that overflows sends
-    sound rows to the exact test, which clears them.
+    The common case costs one reduction: a sum of squares is finite only if all its terms are. Where it overflows, the
+    exact test clears the rows. (A dot product, unlike `sum`, needs no `errstate`, which costs more than the rest.)
     """
     bad: NDArray[np.bool_] | None = None
     for answer in answers:
-        if answer.dtype.kind != "f" or np.isfinite(np.add.reduce(answer, axis=None)):
+        if answer.dtype.kind != "f" or math.isfinite(np.vdot(answer, answer)):
             continue
-        rows = ~np.isfinite(answer.reshape(len(answer), -1)).all(axis=1)
-        bad = rows if bad is None else bad | rows
+        unsound = np.logical_not(np.isfinite(answer.reshape(len(answer), -1)).all(axis=1))
+        bad = unsound if bad is None else np.logical_or(bad, unsound)
     return bad if bad is not None and bad.any() else None
 
 
@@ -94,7 +95,3 @@ def _fits(shape: tuple[int, ...], spec: TensorSpec) -> bool:
         1 <= found <= spec.max_length if dim == -1 else found == dim
         for found, dim in zip(shape, spec.shape, strict=True)
     )
-
-
-def _described(array: Array, spec: TensorSpec) -> str:
-    return f"{spec.name}: {spec.datatype.value} {list(array.shape)}"

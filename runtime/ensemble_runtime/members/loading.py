@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from ensemble_runtime.config import Device, Member, ModelFormat, TensorSpec
 from ensemble_runtime.errors import ModelInvalidError
 from ensemble_runtime.members.model import Model
 
-__all__ = ["Model", "load"]
+__all__ = ["Model", "libraries", "load"]
+
+_LIBRARIES = {
+    ModelFormat.ONNX: ("ensemble_runtime.members.onnx_model",),
+    ModelFormat.TORCH_SCRIPT: ("ensemble_runtime.members.torch_model",),
+    # The last is what torch.export.load imports on its first call.
+    ModelFormat.TORCH_EXPORT: (
+        "ensemble_runtime.members.torch_model",
+        "ensemble_runtime.members.torch_export",
+        "torch.export._trace",
+    ),
+}
+
+
+def libraries(formats: Iterable[ModelFormat]) -> tuple[str, ...]:
+    """Modules to import ahead, in a process that forks others: those that loading these formats would import."""
+    return tuple(dict.fromkeys(module for model_format in sorted(formats) for module in _LIBRARIES[model_format]))
 
 
 def load(

@@ -8,10 +8,18 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_runtime.config import TensorSpec
+from ensemble_runtime.config import Datatype, TensorSpec
 from ensemble_runtime.errors import ModelInvalidError
 
 Array = NDArray[Any]
+
+
+_DTYPES = {datatype: np.dtype(datatype.numpy) for datatype in Datatype}
+
+
+def dtype_of(spec: TensorSpec) -> np.dtype[Any]:
+    """The numpy type of a tensor's elements; a look-up, since it is asked for on every batch."""
+    return _DTYPES[spec.datatype]
 
 
 class Model(Protocol):
@@ -39,7 +47,7 @@ def as_declared(array: Array, spec: TensorSpec) -> Array:
     Raises:
         ModelInvalidError: the cast would cross kinds, e.g. FP32 to INT64.
     """
-    wanted = np.dtype(spec.datatype.numpy)
+    wanted = _DTYPES[spec.datatype]
     if array.dtype == wanted:
         return array
     if not np.can_cast(array.dtype, wanted, "same_kind"):

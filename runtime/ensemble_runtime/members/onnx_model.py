@@ -14,7 +14,7 @@ from ensemble_runtime.config import Device, DeviceKind, Member, Precision, Tenso
 from ensemble_runtime.devices.binding import threads
 from ensemble_runtime.errors import DeviceUnavailableError, ModelInvalidError
 from ensemble_runtime.members.checks import first_line
-from ensemble_runtime.members.model import Array, as_declared, count_mismatch
+from ensemble_runtime.members.model import Array, as_declared, count_mismatch, dtype_of
 
 _NUMPY_TYPES = {
     "tensor(bool)": "bool",
@@ -52,9 +52,7 @@ class OnnxModel:
         self._input_names = [found.name for found in found_inputs]
         self._output_names = [found.name for found in found_outputs]
         self._input_types = [_input_type(found, spec) for found, spec in zip(found_inputs, inputs, strict=True)]
-        self._casts = any(
-            np.dtype(spec.datatype.numpy) != wanted for spec, wanted in zip(inputs, self._input_types, strict=True)
-        )
+        self._casts = any(dtype_of(spec) != wanted for spec, wanted in zip(inputs, self._input_types, strict=True))
 
     def predict(self, inputs: Sequence[Array]) -> list[Array]:
         """See `Model.predict`. IO binding and OrtValues were measured and are slower than a plain run on a CPU."""
@@ -73,7 +71,7 @@ def _session(path: Path, device: Device) -> Any:
     # Threads that wait must not burn the cores of the cells beside them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        # Opened by descriptor, a model has no folder, so that weights in side files, which no digest covers, are not found.
+        # Opened by descriptor, a model has no folder: weights in side files, which no digest covers, are not found.
         with path.open("rb") as file:
             session = onnxruntime.InferenceSession(
                 f"/proc/{os.getpid()}/fd/{file.fileno()}", options, providers=_providers(device)
@@ -83,7 +81,7 @@ def _session(path: Path, device: Device) -> Any:
     except Exception as error:  # ONNX Runtime raises a dozen classes without a common base
         if "xternal data" in str(error):
             raise ModelInvalidError(
-                "keeps weights in side files; expected one file: onnx.save_model(model, path, save_as_external_data=False)"
+                "keeps weights in side files; expected one file, saved with save_as_external_data=False"
             ) from error
         raise ModelInvalidError(
             f"cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {first_line(error)}"
@@ -166,7 +164,7 @@ def _input_type(tensor: Any, spec: TensorSpec) -> np.dtype[Any]:
     name = _NUMPY_TYPES.get(tensor.type)
     if name is None:
         raise ModelInvalidError(f"input '{tensor.name}' takes {tensor.type}; expected a numeric tensor")
-    if not np.can_cast(spec.datatype.numpy, name, "same_kind"):
+    if not np.can_cast(dtype_of(spec), name, "same_kind"):
         raise ModelInvalidError(
             f"input '{tensor.name}' takes {name}, the manifest's '{spec.name}' is {spec.datatype.value}"
         )

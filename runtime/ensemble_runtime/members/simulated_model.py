@@ -1,4 +1,4 @@
-"""A member on a simulated device: sleeps as long as the batch is stated to take, and answers what a test can foresee."""
+"""A member on a simulated device: sleeps for the stated time of each batch, and answers what a test can foresee."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 
 from ensemble_runtime.config import TensorSpec
 from ensemble_runtime.devices.simulated import SimulatedClock
-from ensemble_runtime.members.model import Array
+from ensemble_runtime.members.model import Array, dtype_of
 
 
 def simulated_outputs(inputs: Sequence[Array], outputs: Sequence[TensorSpec], column: int) -> list[Array]:
     """What the simulated member of a column answers.
 
-    Element j of a row's output is ``mean of the row's inputs + column + j / elements``, computed in FP64 and cast to the
-    output's datatype. It depends on its own row alone, so that a scatter to the wrong request shows. A variable dimension
-    has length 1.
+    Element j of a row's output is ``mean of the row's inputs + column + j / elements``, computed in FP64 and cast to
+    the output's datatype. It depends on its own row alone, so that a scatter to the wrong request shows. A variable
+    dimension has length 1.
     """
     rows = len(inputs[0])
     means = np.mean([x.reshape(rows, -1).mean(axis=1, dtype=np.float64) for x in inputs], axis=0)
@@ -26,7 +26,7 @@ def simulated_outputs(inputs: Sequence[Array], outputs: Sequence[TensorSpec], co
         shape = tuple(1 if dim == -1 else dim for dim in spec.shape)
         elements = int(np.prod(shape))
         values = means[:, None] + (column + np.arange(elements) / elements)
-        answers.append(values.astype(spec.datatype.numpy).reshape(rows, *shape))
+        answers.append(values.astype(dtype_of(spec)).reshape(rows, *shape))
     return answers
 
 

@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import http.client
 import os
+import stat
 import tempfile
 import urllib.error
 import urllib.parse
@@ -20,7 +21,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 from ensemble_runtime.config import ModelSource
 from ensemble_runtime.errors import DigestMismatchError, ModelUnavailableError
@@ -84,8 +85,10 @@ def redacted(uri: str) -> str:
 def _in_place(source: ModelSource, path: Path, progress: Progress | None, max_bytes: int) -> FetchedModel:
     try:
         with path.open("rb") as file:
-            total = os.fstat(file.fileno()).st_size
-            digest, size = _copy(file, None, progress, total, max_bytes, source.uri)
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ModelUnavailableError(f"model {source.uri}: {path} is no regular file")
+            digest, size = _copy(file, None, progress, status.st_size, max_bytes, source.uri)
     except OSError as error:
         raise ModelUnavailableError(
             f"model {source.uri}: {error.strerror}: {path}; check the path in the manifest"
@@ -131,7 +134,7 @@ def _store(source: ModelSource, cache: Path, progress: Progress | None, max_byte
 
 
 def _copy(
-    source: BinaryIO, target: BinaryIO | None, progress: Progress | None, total: int | None, max_bytes: int, where: str
+    source: BinaryIO, target: IO[bytes] | None, progress: Progress | None, total: int | None, max_bytes: int, where: str
 ) -> tuple[str, int]:
     """Read to the end; returns (SHA-256, bytes)."""
     if total is not None and total > max_bytes:

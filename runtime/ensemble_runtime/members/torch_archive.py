@@ -1,54 +1,37 @@
-"""Looks into torch's model archives before they are loaded, and refuses those whose loading could run code from the file.
-
-``torch.jit.load`` never enters Python's unpickler: its ``data.pkl`` is read by a reader of its own in C++, which builds
-only tensors, plain values and the classes that the archive's own TorchScript code defines. So a TorchScript file needs
-no look inside.
-
-``torch.export.load`` has several ways into Python: example inputs fall back to a full unpickling, tensor subclasses and
-custom objects are pickled, compiled kernels are native libraries, and shape expressions are passed to ``eval`` by sympy.
-A plain archive (JSON graph, raw weights, example inputs that the restricted unpickler takes) needs none of them, and
-only that passes here. The records are read through torch's own archive reader, so that what is checked is what is loaded.
-
-Neither format is a sandbox: a graph may call any operator that torch has registered, some of which read files.
-"""
+"""What kind of archive a torch file is, told from the names inside."""
 
 from __future__ import annotations
 
-import ast
-import builtins
-import io
-import json
-import re
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch.export.pt2_archive import PT2ArchiveReader
 
 from ensemble_runtime.errors import ModelInvalidError
 
-_LEAVE = "if you trust the file, set `model.allowPickle: true`"
-_OPERATOR = re.compile(r"torch\.ops(\.\w+){2,3}|torch\.sym_\w+|torch\._sym_sqrt|_operator\.[a-z]\w*|math\.[a-z]\w*")
-_IDENTIFIER = re.compile(r"\w*")
-_IDENTIFIER_KEYS = frozenset({"name", "as_name", "forward_arg_names"})
-_EXPRESSION_NODES = (ast.Expression, ast.Constant, ast.UnaryOp, ast.BinOp, ast.BoolOp, ast.Compare, ast.Load) + (
-    ast.operator,
-    ast.unaryop,
-    ast.boolop,
-    ast.cmpop,
-    ast.keyword,
-)
+
+def names_in(path: Path) -> list[str]:
+    """Names of the files in an archive.
+
+    Raises:
+        ModelInvalidError: no archive, or a damaged one.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ModelInvalidError(f"no archive that torch can read ({error}): damaged, or of another kind") from error
 
 
 def check_script(path: Path) -> None:
     """Tell a TorchScript archive from the other things that torch saves.
 
+    It needs no deeper look: ``torch.jit.load`` never enters Python's unpickler. A reader of its own in C++ reads the
+    archive's ``data.pkl`` and builds only tensors, plain values and the classes that the archive's TorchScript code
+    defines. That code is compiled, never run by Python; like any graph it may call operators that read files.
+
     Raises:
         ModelInvalidError: no TorchScript archive; the message says what it is, where that can be told.
     """
-    names = {name.partition("/")[2] for name in _names(path)}
+    names = {name.partition("/")[2] for name in names_in(path)}
     if "constants.pkl" in names:
         return
     if "archive_format" in names:
@@ -58,104 +41,3 @@ def check_script(path: Path) -> None:
             "this was pickled by torch.save; expected a file from torch.jit.save or torch.export.save"
         )
     raise ModelInvalidError("not a TorchScript archive; expected a file from torch.jit.save")
-
-
-def check_export(path: Path, allow_pickle: bool) -> None:
-    """Make sure that ``torch.export.load`` will run no code from the file.
-
-    Args:
-        path: The file.
-        allow_pickle: Accept archives that can.
-
-    Raises:
-        ModelInvalidError: no torch.export archive, or one that needs leave; the message names the part.
-    """
-    names = _names(path)
-    if "serialized_exported_program.json" in names:
-        raise ModelInvalidError("saved by torch 2.7 or older; export it again with the torch that serves it")
-    inner = {name.partition("/")[2] for name in names}
-    if "constants.pkl" in inner:
-        raise ModelInvalidError("this is a TorchScript archive; set `model.format: TorchScript`")
-    if "archive_format" not in inner:
-        raise ModelInvalidError("not a torch.export archive; expected a file from torch.export.save")
-    if allow_pickle:
-        return
-    # torch.export.load tries its older layout, which this check does not read, if the newer one fails.
-    if "version" in names:
-        raise ModelInvalidError(f"mixes two archive layouts; {_LEAVE}")
-    with path.open("rb") as file, PT2ArchiveReader(file) as archive:
-        for name in archive.get_file_names():
-            _check_record(name, archive)
-
-
-def _names(path: Path) -> list[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ModelInvalidError(
-            f"not an archive that torch can read: {error}; the file is damaged or of another kind"
-        ) from error
-
-
-def _check_record(name: str, archive: Any) -> None:
-    """One record of the archive; kinds that are not known are not loaded, except those refused here."""
-    if name.startswith("data/aotinductor/"):
-        raise ModelInvalidError(f"holds native code ({name}); {_LEAVE}")
-    if name.endswith(".pt"):
-        try:
-            torch.load(io.BytesIO(archive.read_bytes(name)), weights_only=True)
-        except Exception as error:
-            raise ModelInvalidError(f"{name} cannot be read without unpickling objects; {_LEAVE}") from error
-    elif name.endswith("_config.json"):
-        for tensor, payload in json.loads(archive.read_bytes(name))["config"].items():
-            kind = str(payload["path_name"]).rpartition("_")[0]
-            if payload["use_pickle"] or kind not in ("weight", "tensor"):
-                raise ModelInvalidError(f"'{tensor}' is a pickled object; {_LEAVE}")
-    elif name.startswith("models/"):
-        for key, text in _strings(json.loads(archive.read_bytes(name))):
-            _check_string(key, text)
-
-
-def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """All strings of a JSON document, each with the key that it (or its list) stands under."""
-    if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item, key)
-    elif isinstance(value, dict):
-        for name, item in value.items():
-            yield from _strings(item, name)
-
-
-def _check_string(key: str, text: str) -> None:
-    """The strings that torch evaluates, calls, or writes into generated Python; the others stay data."""
-    if key == "expr_str" and not _harmless(text):
-        raise ModelInvalidError(f"the shape expression {text[:80]!r} is more than arithmetic; {_LEAVE}")
-    if key == "target" and not _OPERATOR.fullmatch(text):
-        raise ModelInvalidError(f"calls {text[:80]!r}, which is no registered operator; {_LEAVE}")
-    if key in _IDENTIFIER_KEYS and not _IDENTIFIER.fullmatch(text):
-        raise ModelInvalidError(f"{text[:80]!r} is no name of a value; {_LEAVE}")
-
-
-def _harmless(expression: str) -> bool:
-    """Whether an expression only does arithmetic: calls of sympy's named functions on numbers, symbols and each other."""
-    try:
-        tree = ast.parse(expression, mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    for node in ast.walk(tree):
-        match node:
-            case ast.Name(id=name):
-                if name.startswith("_") or name in vars(builtins):
-                    return False
-            case ast.Call(func=function):
-                if not (isinstance(function, ast.Name) and function.id[0].isupper()):
-                    return False
-            case ast.Constant(value=str(text)):
-                if not _IDENTIFIER.fullmatch(text) or "__" in text:
-                    return False
-            case _ if not isinstance(node, _EXPRESSION_NODES):
-                return False
-    return True

@@ -1,16 +1,17 @@
 """Makes torch models cheap to call.
 
-A call of ``ExportedProgram.module()`` spends 150 to 200 us in Python on guards and on the tree of its arguments, whatever
-the model computes. The same graph with flat arguments, compiled by TorchScript, costs a tenth of that, keeps its variable
-sizes (it is compiled from the graph's text, not traced), and gains the CPU optimisations of frozen modules: folded batch
-norms, weights laid out for oneDNN.
+A call of ``ExportedProgram.module()`` spends 150 to 200 us in Python on guards and on the tree of its arguments,
+whatever the model computes. The same graph with flat arguments, compiled by TorchScript, costs a tenth of that, keeps
+its variable sizes (it is compiled from the graph's text, not traced), and gains the CPU optimisations of frozen
+modules: folded batch norms, weights laid out for oneDNN.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -62,10 +63,17 @@ def scripted(module: torch.fx.GraphModule) -> torch.jit.ScriptModule:
 
 def optimised(module: torch.jit.ScriptModule, precision: torch.dtype) -> Any:
     """A frozen copy for inference on a CPU; in FP32 with weights laid out for oneDNN."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+    with quiet():
         frozen = torch.jit.freeze(module) if hasattr(module, "training") else module
         return torch.jit.optimize_for_inference(frozen) if precision is torch.float32 else frozen
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without TorchScript's warnings that it is deprecated: torch offers no other way to calls this cheap."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _retype(graph: torch.fx.Graph, precision: torch.dtype) -> None:

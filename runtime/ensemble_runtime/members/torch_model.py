@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.export.passes import move_to_device_pass
 
 from ensemble_runtime.config import Device, DeviceKind, Member, ModelFormat, Precision, TensorSpec
 from ensemble_runtime.devices.binding import threads
 from ensemble_runtime.errors import DeviceUnavailableError, ModelInvalidError
 from ensemble_runtime.members.checks import first_line, sample
 from ensemble_runtime.members.model import Array, as_declared, count_mismatch
-from ensemble_runtime.members.torch_archive import check_export, check_script
-from ensemble_runtime.members.torch_graph import flat_module, optimised, scripted
+from ensemble_runtime.members.torch_archive import check_script
+from ensemble_runtime.members.torch_graph import optimised, quiet, scripted
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +87,9 @@ def load_torch(
     precision = _DTYPES[member.precision]
     try:
         if member.model.format is ModelFormat.TORCH_EXPORT:
-            check_export(path, member.model.allow_pickle)
-            plain, names = _load_export(path, target, precision)
+            from ensemble_runtime.members.torch_export import load_export  # here: it takes seconds to import
+
+            plain, names = load_export(path, target, precision, member.model.allow_pickle)
         else:
             check_script(path)
             plain, names = _load_script(path, target, precision), None
@@ -102,15 +101,8 @@ def load_torch(
     return (_faster(plain, reference, inputs) if target.type == "cpu" else None) or reference
 
 
-def _load_export(path: Path, target: torch.device, precision: torch.dtype) -> tuple[Any, Sequence[str] | None]:
-    with path.open("rb") as file:  # by name torch would insist on the suffix .pt2, which files in the cache lack
-        program = torch.export.load(file)
-    return flat_module(move_to_device_pass(program, target), precision)
-
-
 def _load_script(path: Path, target: torch.device, precision: torch.dtype) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+    with quiet():
         module = torch.jit.load(path, map_location=target)
     return module.eval().to(precision)
 
@@ -120,7 +112,7 @@ def _target(device: Device) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise DeviceUnavailableError(
-            f"{device.name}: torch {torch.__version__} finds no CUDA device; install a build of torch for CUDA that fits the driver"
+            f"{device.name}: torch {torch.__version__} finds no CUDA device; install a build that fits the driver"
         )
     return torch.device("cuda", 0)  # the process is bound to this one device
 
