@@ -49,13 +49,15 @@ def adopt_orphans() -> None:
 
 def die_with_parent(parent: int) -> None:
     """End as soon as the parent does, however it ends; returns once `parent` is indeed the parent."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     while os.getppid() != parent:
         # After a double fork it is adopted within microseconds; if the parent is gone, by somebody else.
         if not _alive(parent):
             os._exit(1)
         os.sched_yield()
+    # Not before: the signal would come when the process between the two forks ends.
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _prctl(option: int, value: int) -> None:
