@@ -46,7 +46,7 @@ REASONS = {
 
 # Bits of a request's flags, written by the gateway.
 ACTIVE, CANCELLED, DISAGREE = 1, 2, 4
-# Phases of a request: set to OPEN by the gateway with the request, to ANSWERED by the combiner.
+# Phases of a request, written by the gateway.
 OPEN, ANSWERED = 0, 1
 
 
@@ -120,8 +120,8 @@ class Arena:
         ]
         self.disagreement: NDArray[np.float32] = self._cut.array((rows, 4), "f4")
 
-        # The request table. The gateway writes all of it but `phase` (set to ANSWERED), `used` and the two counters,
-        # which the combiner takes down, and `output_shapes`, which cells write.
+        # The request table. The gateway writes all of it but `used`, the two counters, which the combiner takes down,
+        # and `output_shapes`, which cells write.
         self.generation = self._cut.array((slots,), "u4")
         self.base = self._cut.array((slots,), "u4")
         self.row_count = self._cut.array((slots,), "u4")
@@ -129,7 +129,9 @@ class Arena:
         self.min_members = self._cut.array((slots,), "u4")
         self.phase = self._cut.array((slots,), "u4")
         self.remaining = self._cut.array((slots,), "i4")
-        self.outstanding = self._cut.array((slots,), "i4")
+        """Rows times combined members that nobody has accounted for yet."""
+        self.shadowed = self._cut.array((slots,), "i4")
+        """The same of the shadow members."""
         self.used = self._cut.array((slots, members), "u1")
         self.input_shapes = self._cut.array((slots, len(config.inputs), MAX_DIMENSIONS), "i4")
         self.output_shapes = self._cut.array((slots, members, len(config.outputs), MAX_DIMENSIONS), "i4")
@@ -279,6 +281,12 @@ class Ring:
             self._entries[begin:] = blob[:first]
             self._entries[: end - len(self._entries)] = blob[first:]
         self._ends[8] = tail + count
+
+    def first(self) -> tuple[int, int, int, int]:
+        """The first entry's four words."""
+        begin = (self._ends[0] & self._mask) * 4
+        words = self.words
+        return words[begin], words[begin + 1], words[begin + 2], words[begin + 3]
 
     def peek(self, count: int) -> NDArray[np.uint32]:
         """The first `count` entries, (count, 4), copied where they wrap around."""

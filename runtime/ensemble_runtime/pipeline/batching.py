@@ -129,7 +129,7 @@ class Batcher:
             memoryview(words)  # type: ignore[arg-type]  # numpy arrays are buffers
             for words in (arena.generation, arena.base, arena.row_count, arena.flags, arena.min_members, arena.phase)
         ]
-        self._counts = [memoryview(words) for words in (arena.remaining, arena.outstanding)]  # type: ignore[arg-type]
+        self._counts = [memoryview(words) for words in (arena.remaining, arena.shadowed)]  # type: ignore[arg-type]
         self._segment = min(geometry.segments)
         self._processes = [
             [p for p, cells in enumerate(geometry.processes) if set(cells) & set(config.cells_of(name))]
@@ -179,9 +179,9 @@ class Batcher:
         flags[slot] = ACTIVE | DISAGREE if options.disagreement else ACTIVE
         min_members[slot] = min(options.min_members or self._needed, len(self._combined))
         phase[slot] = OPEN
-        remaining, outstanding = self._counts
+        remaining, shadowed = self._counts
         remaining[slot] = rows * len(self._combined)
-        outstanding[slot] = rows * len(self._names)
+        shadowed[slot] = rows * (len(self._names) - len(self._combined))
         if not self._fixed_inputs:
             for i, shape in enumerate(lease.shapes):
                 self._arena.input_shapes[slot, i, : len(shape)] = shape

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,10 @@ Array = NDArray[Any]
 
 # Operations of the control ring: the gateway gave up on a request; its quorum deadline has passed; its time is up.
 CANCEL, EXPIRE, TIME_OUT = range(1, 4)
+
+_RECORD = Struct("<IIII")
+_FEW = 3
+"""So many reports are taken one by one sooner than numpy takes them together."""
 
 # Completions are (slot, generation, verdict, whether every dispatched row is accounted for).
 NOTHING, DONE, DONE_PARTIAL, DONE_FAILED, DONE_TIMED_OUT = range(5)
@@ -67,19 +72,30 @@ class Combiner:
             outputs = range(len(config.outputs))
             self._outputs = [arena.output_rows(o) for o in outputs]
             self._members = [[arena.member_rows(m, o) for o in outputs] for m in range(len(config.members))]
+        # Members that no one waits for, and the supervisor's reports of failures, have no place in a combination.
+        self._places_of_rings = [self._place.get(member) for member in self._members_of_rings] + [None]
+        self._status = memoryview(arena.status.reshape(-1))  # type: ignore[arg-type]  # numpy arrays are buffers
+        self._remaining = memoryview(arena.remaining)  # type: ignore[arg-type]
+        self._every_slot = np.arange(arena.geometry.slots, dtype=np.uint32)
         self._folded = np.zeros(arena.geometry.rows, np.uint16)
-        """How many members each row has been folded from."""
+        """How many members each row has been folded from; not kept for requests of one row."""
         self._closed = np.zeros(arena.geometry.slots, np.bool_)
         """Requests that are answered while some of their rows are still with a cell."""
+        self._closures = 0
         self._irregular: set[int] = set()
         """Requests that a failure or a deadline has touched: they are judged one by one."""
         self._expired: set[int] = set()
-        self._completions: list[tuple[int, int, int, int]] = []
+        self._completions: list[bytes] = []
 
     def turn(self) -> bool:
         """Take in all reports and controls; returns whether the gateway has something to read."""
         for index, reports in enumerate(self._arena.reports):
-            if waiting := len(reports):
+            waiting = len(reports)
+            if waiting <= _FEW and self._streaming:
+                for _ in range(waiting):
+                    self._take_single(index, *reports.first())
+                    reports.head += 1
+            elif waiting:
                 self._take(index, reports.peek(waiting))
                 reports.head += waiting
         controls = self._arena.controls
@@ -101,10 +117,11 @@ class Combiner:
         answered = {(slot, generation) for slot, generation, verdict, _ in unread.tolist() if verdict != NOTHING}
         for slot in np.flatnonzero(arena.flags & ACTIVE).tolist():
             status = arena.status[:, self._rows(slot)]
-            arena.outstanding[slot] = np.count_nonzero(status == 0)
             arena.remaining[slot] = np.count_nonzero(status[self._combined] == 0)
+            arena.shadowed[slot] = np.count_nonzero(status == 0) - arena.remaining[slot]
             if arena.phase[slot] == ANSWERED or (slot, int(arena.generation[slot])) in answered:
                 self._closed[slot] = True
+                self._closures += 1
                 self._settle(slot)
             else:
                 self._irregular.add(slot)
@@ -113,7 +130,7 @@ class Combiner:
     def _publish(self) -> bool:
         if not self._completions:
             return False
-        self._arena.completions.push(np.array(self._completions, "u4").tobytes())
+        self._arena.completions.push(b"".join(self._completions))
         self._completions.clear()
         return True
 
@@ -121,58 +138,115 @@ class Combiner:
 
     def _take(self, index: int, entries: Entries) -> None:
         """One ring's reports: all of one member, unless they are the supervisor's."""
-        if index < len(self._members_of_rings) and self._regular(entries):
-            self._take_all(self._members_of_rings[index], entries)
-        else:
+        if index == len(self._members_of_rings) or not self._regular(entries):
             for entry in entries:
                 self._take_one(self._member(index, entry), entry)
+        elif self._fixed and (entries[:, 2] == 1).all():
+            self._take_single_rows(self._members_of_rings[index], entries)
+        else:
+            self._take_all(self._members_of_rings[index], entries)
 
     def _regular(self, entries: Entries) -> bool:
         """Whether all rows arrived, of requests with which nothing is wrong."""
-        slots = entries[:, 0]
-        if (entries[:, 3] != ARRIVED).any() or self._closed[slots].any():
+        if (entries[:, 3] != ARRIVED).any():
             return False
-        return not (self._irregular and not self._irregular.isdisjoint(slots.tolist()))
+        slots = entries[:, 0]
+        if self._closures and self._closed[slots].any():
+            return False
+        return not self._irregular or self._irregular.isdisjoint(slots.tolist())
+
+    def _take_single(self, index: int, slot: int, row: int, count: int, code: int) -> None:
+        """One report, as a lone client's requests make them: without numpy's overhead wherever nothing is wrong."""
+        plain = code == ARRIVED and count == 1 and not self._closures and not self._irregular
+        place = self._places_of_rings[index] if plain else None
+        if place is None:
+            self._take(index, np.array([[slot, row, count, code]], np.uint32))
+            return
+        member = self._combined[place]
+        self._status[member * self._arena.geometry.rows + row] = ARRIVED
+        remaining = self._remaining[slot]
+        self._remaining[slot] = remaining - 1
+        rows = slice(row, row + 1)
+        self._fold(rows, remaining == len(self._combined), member, place)
+        if remaining == 1:
+            self._complete(self._every_slot[slot : slot + 1], rows)
+
+    def _take_single_rows(self, member: int, entries: Entries) -> None:
+        """The fast path: one row of each request. Few and cheap calls: for small models this is most of the work."""
+        slots, rows = entries[:, 0], entries[:, 1]
+        self._arena.status[member][rows] = ARRIVED
+        place = self._place.get(member)
+        if place is None:
+            self._arena.shadowed[slots] -= 1
+            return
+        remaining = self._arena.remaining.take(slots)
+        self._arena.remaining[slots] = remaining - 1
+        least, most, everybody = remaining.min(), remaining.max(), len(self._combined)
+        # A request of one row has been folded from nobody exactly if everybody remains.
+        if self._streaming:
+            self._fold(rows, least == everybody or (most == everybody and remaining == everybody), member, place)
+        if most == 1:
+            self._complete(slots, rows)
+        elif least == 1:
+            last = remaining == 1
+            self._complete(slots[last], rows[last])
 
     def _take_all(self, member: int, entries: Entries) -> None:
-        """The fast path."""
+        """Segments of any number of rows."""
         arena = self._arena
         rows = rows_of(entries)
         arena.status[member][rows] = ARRIVED
-        place = self._place.get(member)
-        if place is not None and self._streaming:
-            self._fold(rows, member, place)
         slots, counts = entries[:, 0], entries[:, 2].astype(np.int32)
-        if len(slots) > 1 and (arena.row_count[slots] != counts).any():
+        if len(slots) > 1:
             # Several segments of one request: numpy would take down its counters only once.
             slots, inverse = np.unique(slots, return_inverse=True)
             counts = np.bincount(inverse, counts).astype(np.int32)
-        arena.outstanding[slots] -= counts
+        place = self._place.get(member)
         if place is None:
+            arena.shadowed[slots] -= counts
             return
+        if self._streaming:
+            folded = self._folded[rows]
+            self._folded[rows] = folded + 1
+            self._fold(rows, not folded.any() or (not folded.all() and folded == 0), member, place)
         remaining = arena.remaining[slots] - counts
         arena.remaining[slots] = remaining
-        complete = slots if not remaining.any() else slots[remaining == 0]
+        complete = slots[remaining == 0]
         if len(complete):
-            self._complete(complete)
+            spans = np.empty((len(complete), 4), np.uint32)
+            spans[:, 1], spans[:, 2] = arena.base[complete], arena.row_count[complete]
+            rows = rows_of(spans)
+            self._folded[rows] = 0
+            self._complete(complete, rows)
 
-    def _fold(self, rows: Rows, member: int, place: int) -> None:
-        folded = self._folded[rows]
-        first: bool | NDArray[np.bool_] = not folded.any() or (False if folded.all() else folded == 0)
-        self._folded[rows] = folded + 1
+    def _fold(self, rows: Rows, first: bool | NDArray[np.bool_], member: int, place: int) -> None:
         for fold, out, values in zip(self._folds, self._outputs, self._members[member], strict=True):
-            fold.fold(out, rows, first, values[rows], place)
+            batch = values[rows] if isinstance(rows, slice) else values.take(rows, axis=0)
+            fold.fold(out, rows, first, batch, place)
 
-    def _complete(self, slots: NDArray[np.uint32]) -> None:
+    def _complete(self, slots: NDArray[np.uint32], rows: Rows) -> None:
         """Requests of which the rows of every combined member are there."""
-        if not self._fixed:
+        if not self._fixed or not self._finish(rows):
             for slot in slots.tolist():
                 self._judge(slot)
             return
         arena = self._arena
-        spans = np.empty((len(slots), 4), np.uint32)
-        spans[:, 1], spans[:, 2] = arena.base[slots], arena.row_count[slots]
-        rows = rows_of(spans)
+        if np.bitwise_or.reduce(flags := arena.flags.take(slots)) & DISAGREE:
+            for slot in slots[(flags & DISAGREE) != 0].tolist():
+                self._disagree(slot, self._combined)
+        records = np.empty((len(slots), 4), np.uint32)
+        records[:, 0] = slots
+        records[:, 1] = arena.generation.take(slots)
+        records[:, 2] = DONE
+        records[:, 3] = 1
+        if len(self._combined) < len(self._config.members):
+            records[:, 3] = settled = arena.shadowed.take(slots) == 0
+            self._closed[slots] = ~settled
+            self._closures += int(np.count_nonzero(~settled))
+        self._completions.append(records.tobytes())
+
+    def _finish(self, rows: Rows) -> bool:
+        """Turn complete rows into answers; False if that failed for any of them."""
         try:
             for o, fold in enumerate(self._folds):
                 if self._streaming:
@@ -180,26 +254,16 @@ class Combiner:
                 else:
                     _at_once(fold, self._outputs[o], rows, [self._members[m][o][rows] for m in self._combined], None)
         except Exception:  # a stacking model may raise anything; one by one it fails only the requests it must
-            for slot in slots.tolist():
-                self._judge(slot)
-            return
-        self._folded[rows] = 0
-        flags, settled = arena.flags[slots], arena.outstanding[slots] == 0
-        if (flags & DISAGREE).any():
-            for slot in slots[(flags & DISAGREE) != 0].tolist():
-                self._disagree(slot, self._combined)
-        self._closed[slots] = ~settled
-        generations = arena.generation[slots].tolist()
-        self._completions += zip(slots.tolist(), generations, [DONE] * len(slots), settled.tolist(), strict=True)
+            log.warning("combination failed for a batch; trying one request at a time")
+            return False
+        return True
 
     def _take_one(self, member: int, entry: NDArray[np.uint32]) -> None:
         """The careful path: one report, whatever its code and whatever state its request is in."""
         arena = self._arena
         slot, count = int(entry[0]), int(entry[2])
         arena.status[member, rows_of(entry[None])] = _code(entry)
-        arena.outstanding[slot] -= count
-        if member in self._place:
-            arena.remaining[slot] -= count
+        (arena.remaining if member in self._place else arena.shadowed)[slot] -= count
         if self._closed[slot]:
             self._settle(slot)
         else:
@@ -254,20 +318,29 @@ class Combiner:
         self._folded[self._rows(slot)] = 0
         self._irregular.discard(slot)
         self._expired.discard(slot)
-        settled = not self._arena.outstanding[slot]
-        self._closed[slot] = not settled
-        self._completions.append((slot, int(self._arena.generation[slot]), verdict, settled))
+        settled = self._accounted_for(slot)
+        if not settled:
+            self._closed[slot] = True
+            self._closures += 1
+        self._tell(slot, verdict, settled)
 
     def _settle(self, slot: int) -> None:
         """Tell the gateway when the last row of a closed request is accounted for."""
-        if not self._arena.outstanding[slot]:
+        if self._accounted_for(slot):
             self._closed[slot] = False
-            self._completions.append((slot, int(self._arena.generation[slot]), NOTHING, True))
+            self._closures -= 1
+            self._tell(slot, NOTHING, True)
+
+    def _accounted_for(self, slot: int) -> bool:
+        return not self._arena.remaining[slot] and not self._arena.shadowed[slot]
+
+    def _tell(self, slot: int, verdict: int, settled: bool) -> None:
+        self._completions.append(_RECORD.pack(slot, self._arena.generation[slot], verdict, settled))
 
     def _obey(self, slot: int, generation: int, operation: int) -> None:
         arena = self._arena
         # A request that ended meanwhile has another generation, or nothing outstanding, or is closed.
-        if arena.generation[slot] != generation or not arena.outstanding[slot] or self._closed[slot]:
+        if arena.generation[slot] != generation or self._accounted_for(slot) or self._closed[slot]:
             return
         if operation == EXPIRE:
             self._irregular.add(slot)

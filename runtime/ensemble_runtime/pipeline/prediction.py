@@ -42,7 +42,7 @@ from ensemble_runtime.pipeline.wiring import Wiring, ring, sleep_until_rung
 
 log = logging.getLogger(__name__)
 
-Rows = slice | NDArray[np.intp]
+Rows = slice | NDArray[np.integer[Any]]
 Array = NDArray[Any]
 
 

@@ -53,7 +53,7 @@ def quiet(arena: Arena) -> bool:
 
 def reset(arena: Arena) -> None:
     """An empty request table and empty rings, for a gateway and a combiner that start anew. Call it only when quiet."""
-    for table in (arena.flags, arena.phase, arena.status, arena.remaining, arena.outstanding, arena.used):
+    for table in (arena.flags, arena.phase, arena.status, arena.remaining, arena.shadowed, arena.used):
         table[...] = 0
     for ring_ in (*arena.reports, arena.controls, arena.completions):
         ring_.head = ring_.tail

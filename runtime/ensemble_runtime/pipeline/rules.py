@@ -141,7 +141,7 @@ def stack_features(members: Array, predictions: Predictions) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class WeightedSum:
-    """Adds `prepare(values)` times the member's share; `finish` divides by the shares that arrived."""
+    """Adds `prepare(values)` times the member's share; `finish` divides by the shares that arrived, 1 for everybody."""
 
     shares: tuple[float, ...]
     prepare: Map | None
@@ -161,12 +161,13 @@ class WeightedSum:
         self, acc: Array, rows: Rows, arrived: NDArray[np.bool_] | None = None, members: Array | None = None
     ) -> None:
         """Divide by the shares that arrived."""
-        view = acc[rows]
         if arrived is None:
-            view *= 1.0 / sum(self.shares)
-        else:
-            factor = np.asarray(1.0 / (np.asarray(self.shares) @ arrived), dtype=acc.dtype)
-            view *= factor.reshape(factor.shape + (1,) * (view.ndim - 1)) if factor.ndim else factor
+            if self.settle is not None:
+                acc[rows] = self.settle(acc[rows])
+            return
+        view = acc[rows]
+        factor = np.asarray(1.0 / (np.asarray(self.shares) @ arrived), dtype=acc.dtype)
+        view *= factor.reshape(factor.shape + (1,) * (view.ndim - 1)) if factor.ndim else factor
         _write_back(acc, rows, view, self.settle)
 
 
@@ -241,12 +242,13 @@ def _streaming(combination: Combination, shares: NDArray[np.float64]) -> Weighte
     """The fold of a rule that is no order statistic."""
     plain = combination.predictions is Predictions.VALUES
     logits = combination.predictions is Predictions.LOGITS
-    weighted = tuple(shares.tolist())
+    weighted = tuple((shares / shares.sum()).tolist())
+    alike = (1.0 / len(shares),) * len(shares)
     probabilities = softmax if logits else None
     settle = None if plain else _renormalise
     match combination.rule:
         case Rule.MEAN:
-            return WeightedSum((1.0,) * len(shares), probabilities, None)
+            return WeightedSum(alike, probabilities, None)
         case Rule.WEIGHTED_MEAN | Rule.SOFT_VOTE:
             return WeightedSum(weighted, probabilities, None)
         case Rule.HARD_VOTE:
