@@ -76,6 +76,7 @@ class Combiner:
         self._places_of_rings = [self._place.get(member) for member in self._members_of_rings] + [None]
         self._status = memoryview(arena.status.reshape(-1))  # type: ignore[arg-type]  # numpy arrays are buffers
         self._remaining = memoryview(arena.remaining)  # type: ignore[arg-type]
+        self._row_count = memoryview(arena.row_count)  # type: ignore[arg-type]
         self._every_slot = np.arange(arena.geometry.slots, dtype=np.uint32)
         self._folded = np.zeros(arena.geometry.rows, np.uint16)
         """How many members each row has been folded from; not kept for requests of one row."""
@@ -141,10 +142,16 @@ class Combiner:
         if index == len(self._members_of_rings) or not self._regular(entries):
             for entry in entries:
                 self._take_one(self._member(index, entry), entry)
-        elif self._fixed and (entries[:, 2] == 1).all():
-            self._take_single_rows(self._members_of_rings[index], entries)
-        else:
+        elif not self._fixed:
             self._take_all(self._members_of_rings[index], entries)
+        else:
+            single = self._arena.row_count.take(entries[:, 0]) == 1
+            if np.logical_and.reduce(single):
+                self._take_single_rows(self._members_of_rings[index], entries)
+            else:
+                if np.logical_or.reduce(single):
+                    self._take_single_rows(self._members_of_rings[index], entries[single])
+                self._take_all(self._members_of_rings[index], entries[~single])
 
     def _regular(self, entries: Entries) -> bool:
         """Whether all rows arrived, of requests with which nothing is wrong."""
@@ -157,7 +164,7 @@ class Combiner:
 
     def _take_single(self, index: int, slot: int, row: int, count: int, code: int) -> None:
         """One report, as a lone client's requests make them: without numpy's overhead wherever nothing is wrong."""
-        plain = code == ARRIVED and count == 1 and not self._closures and not self._irregular
+        plain = code == ARRIVED and self._row_count[slot] == 1 and not self._closures and not self._irregular
         place = self._places_of_rings[index] if plain else None
         if place is None:
             self._take(index, np.array([[slot, row, count, code]], np.uint32))
@@ -172,7 +179,7 @@ class Combiner:
             self._complete(self._every_slot[slot : slot + 1], rows)
 
     def _take_single_rows(self, member: int, entries: Entries) -> None:
-        """The fast path: one row of each request. Few and cheap calls: for small models this is most of the work."""
+        """The fast path: requests of one row. Few and cheap calls: for small models this is most of the work."""
         slots, rows = entries[:, 0], entries[:, 1]
         self._arena.status[member][rows] = ARRIVED
         place = self._place.get(member)
@@ -192,7 +199,7 @@ class Combiner:
             self._complete(slots[last], rows[last])
 
     def _take_all(self, member: int, entries: Entries) -> None:
-        """Segments of any number of rows."""
+        """Segments of requests of any number of rows."""
         arena = self._arena
         rows = rows_of(entries)
         arena.status[member][rows] = ARRIVED
