@@ -83,6 +83,7 @@ def _fetch(options: argparse.Namespace) -> int:
 
 
 def _profile(options: argparse.Namespace) -> int:
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before numpy is imported, as in `_serve`
     from ensemble_runtime.profiler import ProfileRequest, profile
 
     for record in profile(_read(options.document, ProfileRequest), options.cache):

@@ -56,21 +56,6 @@ def find(uuid: str) -> Gpu:
     )
 
 
-def process_bytes(uuid: str, pid: int) -> int | None:
-    """Bytes of GPU memory that a process holds on a device; None where the driver does not tell (MIG, containers)."""
-    with _nvml() as present:
-        if not present:
-            return None
-        try:
-            handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-            for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-                if process.pid == pid and process.usedGpuMemory is not None:
-                    return int(process.usedGpuMemory)
-        except pynvml.NVMLError:
-            return None
-    return None
-
-
 @contextmanager
 def _nvml() -> Iterator[bool]:
     """NVML for the time of the block; False where its library or its driver is not installed."""

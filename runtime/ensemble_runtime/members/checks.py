@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,8 @@ def warm_up(
         ModelInvalidError: names the member, the output, what was found and what was expected, or the model's failure.
     """
     for rows in (1, batch_size):
-        for make in (np.zeros, np.ones):
-            batch = [sample(spec, rows, _WARM_UP_LENGTH, make) for spec in inputs]
+        for value in (0, 1):
+            batch = [np.full(_shape(spec, rows, _WARM_UP_LENGTH), value, dtype_of(spec)) for spec in inputs]
             try:
                 answers = model.predict(batch)
             except ModelInvalidError as error:
@@ -41,10 +41,14 @@ def warm_up(
             check_outputs(member, answers, outputs, rows)
 
 
-def sample(spec: TensorSpec, rows: int, length: int, make: Callable[..., Array] = np.zeros) -> Array:
-    """Made-up rows of an input; variable dimensions get `length`, or their maximum if that is less."""
-    shape = tuple(min(length, spec.max_length) if dim == -1 else dim for dim in spec.shape)
-    return make((rows, *shape), dtype=dtype_of(spec))
+def random_rows(spec: TensorSpec, rows: int, length: int, random: np.random.Generator) -> Array:
+    """Made-up rows of an input: normal, or 0 and 1 for whole numbers, which may be indices into a vocabulary.
+
+    Variable dimensions get `length`, or their maximum if that is less.
+    """
+    shape, dtype = _shape(spec, rows, length), dtype_of(spec)
+    values = random.standard_normal(shape) if dtype.kind == "f" else random.integers(0, 2, shape)
+    return values.astype(dtype)
 
 
 def check_outputs(member: str, answers: Sequence[Array], outputs: Sequence[TensorSpec], rows: int) -> None:
@@ -88,6 +92,10 @@ def first_line(error: BaseException) -> str:
     """An exception as one line: its class and the first line of its message that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:500]}" if lines else type(error).__name__
+
+
+def _shape(spec: TensorSpec, rows: int, length: int) -> tuple[int, ...]:
+    return (rows, *(min(length, spec.max_length) if dim == -1 else dim for dim in spec.shape))
 
 
 def _fits(shape: tuple[int, ...], spec: TensorSpec) -> bool:

@@ -13,7 +13,7 @@ import torch
 from ensemble_runtime.config import Device, DeviceKind, Member, ModelFormat, Precision, TensorSpec
 from ensemble_runtime.devices.binding import threads
 from ensemble_runtime.errors import DeviceUnavailableError, ModelInvalidError
-from ensemble_runtime.members.checks import first_line, sample
+from ensemble_runtime.members.checks import first_line, random_rows
 from ensemble_runtime.members.model import Array, as_declared, count_mismatch
 from ensemble_runtime.members.torch_archive import check_script
 from ensemble_runtime.members.torch_graph import optimised, quiet, scripted
@@ -134,14 +134,9 @@ def _agree(reference: TorchModel, fast: TorchModel, inputs: Sequence[TensorSpec]
     """Whether two models answer alike, at several sizes, and again once the compiler has specialised."""
     random = np.random.default_rng(0)
 
-    def values(shape: tuple[int, ...], dtype: str) -> Array:
-        # Whole numbers may be indices into a vocabulary: 0 and 1 are always in it.
-        floating = np.dtype(dtype).kind == "f"
-        return (random.standard_normal(shape) if floating else random.integers(0, 2, shape)).astype(dtype)
-
     tolerance = 1e-3 if reference.precision is torch.float32 else 5e-2
     for rows, length in ((1, 8), (3, 5), (3, 5), (2, 8)):
-        batch = [sample(spec, rows, length, values) for spec in inputs]
+        batch = [random_rows(spec, rows, length, random) for spec in inputs]
         for expected, found in zip(reference.predict(batch), fast.predict(batch), strict=True):
             scale = float(np.abs(expected).max(initial=0)) if expected.dtype.kind == "f" else 0.0
             if not np.allclose(found, expected, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
