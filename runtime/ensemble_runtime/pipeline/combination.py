@@ -214,8 +214,8 @@ class Combiner:
             return
         if self._streaming:
             folded = self._folded[rows]
-            self._folded[rows] = folded + 1
             self._fold(rows, not folded.any() or (not folded.all() and folded == 0), member, place)
+            self._folded[rows] = folded + 1
         remaining = arena.remaining[slots] - counts
         arena.remaining[slots] = remaining
         complete = slots[remaining == 0]
