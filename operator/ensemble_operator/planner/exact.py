@@ -32,10 +32,24 @@ def most_room(instance: Instance) -> Floats:
     return best
 
 
-def relaxed_bound(instance: Instance) -> float:
-    """An upper bound on the rate: fractional cells, devices of one type taken together. Quick at any size."""
+@dataclass(frozen=True, slots=True)
+class Relaxed:
+    """The linear relaxation: cells may be fractions, devices of one type are taken together. Quick at any size."""
+
+    bound: float
+    """No matrix has a higher rate, in rows per second."""
+    time: Floats
+    """(T, M) devices of the type that the member would keep busy."""
+
+
+def relaxed(instance: Instance) -> Relaxed:
+    """Solve the linear relaxation of the integer program.
+
+    Raises:
+        ValueError: Even in fractions the members do not fit into the memory.
+    """
     t, m, k = (a.ravel() for a in np.indices(instance.seconds.shape))
-    there = k < instance.options[t, m]
+    there = (k < instance.options[t, m]) & (instance.counts[t] > 0)
     result = _program(
         instance,
         kind=t[there],
@@ -45,7 +59,12 @@ def relaxed_bound(instance: Instance) -> float:
         count=instance.counts.astype(np.float64),
         room=most_room(instance) * instance.counts,
     ).solve(integral=False, node_limit=0, gap=0.0)
-    return float(-result.fun)
+    if result.x is None:
+        raise ValueError("the relaxation has no solution")
+    time = np.zeros(instance.options.shape)
+    n = int(there.sum())
+    np.add.at(time, (t[there], m[there]), result.x[n : 2 * n])
+    return Relaxed(float(-result.fun), time)
 
 
 def exact(instance: Instance, *, node_limit: int, gap: float = 1e-4) -> Exact:

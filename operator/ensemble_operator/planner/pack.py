@@ -93,3 +93,14 @@ def exact_fit(instance: Instance) -> Matrix:
     chosen = result.x[:n] > 0.5
     matrix[rows[chosen], columns[chosen]] = option[instance.type_of[rows], columns][chosen] + 1
     return matrix
+
+
+def serve_the_rest(instance: Instance, matrix: Matrix) -> bool:
+    """Give members without a cell one at the least memory, where that is fastest; False if one fits nowhere."""
+    for m in np.flatnonzero((matrix == 0).all(axis=0)):
+        free = instance.capacity[instance.type_of] - instance.bytes_used(matrix)
+        fits = instance.memory[instance.type_of, m, 0] <= free
+        if not fits.any():
+            return False
+        matrix[int(np.argmin(np.where(fits, instance.seconds[instance.type_of, m, 0], np.inf))), m] = 1
+    return True

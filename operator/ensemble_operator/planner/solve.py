@@ -8,16 +8,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from ensemble_operator.planner.baseline import baseline
-from ensemble_operator.planner.exact import exact, relaxed_bound
-from ensemble_operator.planner.instance import Instance, Matrix, build
-from ensemble_operator.planner.pack import pack, worst_fit
+from ensemble_operator.planner.exact import exact, relaxed
+from ensemble_operator.planner.instance import Instance, Ints, Matrix, build
+from ensemble_operator.planner.mend import mend
+from ensemble_operator.planner.nodes import restrict, widen, worthwhile
+from ensemble_operator.planner.pack import pack, serve_the_rest, worst_fit
 from ensemble_operator.planner.place import settle
 from ensemble_operator.planner.plan import Plan
 from ensemble_operator.planner.problem import Problem
+from ensemble_operator.planner.scale import rounded
 from ensemble_operator.planner.score import Scored, score
 from ensemble_operator.planner.search import Budget, bounded_greedy, local_search, shake
+from ensemble_runtime.errors import OutOfMemoryError
 
 EVALUATIONS = 2_000
+LARGE = 32
+"""Above so many devices the search starts from the rounded relaxation, and mends that."""
 GOOD_ENOUGH = 1e-3
 """The search ends when the rate is within this fraction of the bound."""
 
@@ -75,60 +81,85 @@ def candidates(
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> list[Plan]:
     """The best few different plans, best first, for measuring them live; arguments as in `make_plan`."""
-    instance = build(problem)
-    base = score(instance, baseline(instance, pack(instance)))
-    bound = relaxed_bound(instance)
+    whole = build(problem)
+    base = score(whole, baseline(whole, pack(whole)))
+    bound = relaxed(whole).bound
     budget = Budget(evaluations, stop)
-    found = _search(instance, base, bound, budget, np.random.default_rng(seed), progress)
+    devices, starts = _begin(whole)
+    ends = _search(restrict(whole, devices), starts, bound, budget, np.random.default_rng(seed), progress)
+    found = [base, *(_settled(whole, score(whole, widen(whole, devices, end.matrix))) for end in ends)]
     if exact_nodes:
-        proven = exact(instance, node_limit=exact_nodes)
+        proven = exact(whole, node_limit=exact_nodes)
         bound = min(bound, proven.bound)
         if proven.matrix is not None:
-            found.append(score(instance, proven.matrix))
-    settled = {s.matrix.tobytes(): s for s in (_settled(instance, s) for s in found)}
-    best = sorted(settled.values(), key=lambda s: (-s.score, -s.slack, s.matrix.tobytes()))
-    return [finish(instance, s, base.steady.rate, bound) for s in best[:count]]
+            found.append(_settled(whole, score(whole, proven.matrix)))
+    distinct = {end.matrix.tobytes(): end for end in found}.values()
+    best = sorted(distinct, key=lambda s: (-s.score, -s.slack, s.matrix.tobytes()))
+    return [finish(whole, end, base.steady.rate, bound) for end in best[:count]]
+
+
+def _begin(whole: Instance) -> tuple[Ints, list[Matrix]]:
+    """The devices that are worth crossing to, all of them where the members do not fit into those, and starts there."""
+    devices = worthwhile(whole)
+    instance = restrict(whole, devices)
+    try:
+        return devices, _starts(instance)
+    except OutOfMemoryError:
+        return np.arange(len(whole.type_of)), _starts(whole)
+
+
+def _starts(instance: Instance) -> list[Matrix]:
+    """Where to begin: what runs, the rounded relaxation where devices are many, and packings at every batch size."""
+    starts = [baseline(instance, pack(instance))]
+    if len(instance.type_of) > LARGE and (ideal := rounded(instance, relaxed(instance))) is not None:
+        starts.insert(0, ideal)
+    if instance.problem.running and (kept := _kept(instance)) is not None:
+        starts.insert(0, kept)
+    levels = range(1, int(instance.options.max()))
+    return starts + [packed for level in levels if (packed := worst_fit(instance, level=level)) is not None]
+
+
+def _kept(instance: Instance) -> Matrix | None:
+    """What runs, less the devices that it does not fit any more, with a cell for each member that was lost."""
+    matrix = np.maximum(instance.running, 0)
+    matrix[instance.bytes_used(matrix) > instance.capacity[instance.type_of]] = 0
+    return matrix if serve_the_rest(instance, matrix) else None
 
 
 def _search(
     instance: Instance,
-    base: Scored,
+    starts: list[Matrix],
     bound: float,
     budget: Budget,
     random: np.random.Generator,
     progress: Callable[[Progress], None],
 ) -> list[Scored]:
     """Descents from every start, then from shaken copies of the best; all their ends."""
-    ends = [base]
-    best = base
-    for start in _starts(instance, base):
-        greedy = bounded_greedy(instance, start, budget)
-        end = local_search(instance, greedy, budget, random)
-        ends += [greedy, end]
-        best = end if end.beats(best) else best
-        progress(Progress(budget.spent, budget.evaluations, best.steady.rate, bound))
-        if best.steady.rate >= bound * (1 - GOOD_ENOUGH) and not instance.problem.running:
-            return ends
-    while budget.left() and best.steady.rate < bound * (1 - GOOD_ENOUGH):
-        budget.spend()
-        end = local_search(instance, shake(instance, best, random, 1 + int(random.integers(4))), budget, random)
+    ends: list[Scored] = []
+    large = len(instance.type_of) > LARGE
+
+    def best() -> Scored:
+        return max(ends, key=lambda end: (end.score, end.slack))
+
+    def enough(end: Scored) -> bool:
+        return not instance.problem.running and end.steady.rate >= bound * (1 - GOOD_ENOUGH)
+
+    def told(end: Scored) -> None:
         ends.append(end)
-        best = end if end.beats(best) else best
-        progress(Progress(budget.spent, budget.evaluations, best.steady.rate, bound))
+        progress(Progress(budget.spent, budget.evaluations, best().steady.rate, bound))
+
+    for start in starts:
+        if large:
+            told(mend(instance, score(instance, start), budget, enough))
+        else:
+            ends.append(bounded_greedy(instance, start, budget))
+            told(local_search(instance, ends[-1], budget, random))
+        if enough(best()) or not budget.left():
+            return ends
+    while not large and budget.left() and not enough(best()):
+        budget.spend()
+        told(local_search(instance, shake(instance, best(), random, 1 + int(random.integers(4))), budget, random))
     return ends
-
-
-def _starts(instance: Instance, base: Scored) -> list[Matrix]:
-    starts = [base.matrix]
-    if instance.problem.running:
-        kept = np.maximum(instance.running, 0)
-        if instance.fits(kept):
-            starts.insert(0, kept)
-    for level in range(1, int(instance.options.max())):
-        packed = worst_fit(instance, level=level)
-        if packed is not None:
-            starts.append(packed)
-    return starts
 
 
 def _settled(instance: Instance, found: Scored) -> Scored:

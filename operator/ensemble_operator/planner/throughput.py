@@ -22,6 +22,8 @@ import numpy as np
 from ensemble_operator.planner.instance import Floats, Instance, Ints, Matrix
 
 _EPS = 1e-11
+_GROUP_FROM = 33
+"""Devices from which on it pays to look for like rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +64,29 @@ def room(instance: Instance, matrix: Matrix) -> Floats:
 
 def steady(instance: Instance, matrix: Matrix) -> Steady:
     """The steady state of a matrix in which every member has a cell."""
+    if len(matrix) > _GROUP_FROM:
+        return _grouped(instance, matrix)
     rows, columns = np.nonzero(matrix)
     cost = instance.seconds[instance.type_of[rows], columns, matrix[rows, columns] - 1]
     return solve(rows, columns, cost, room(instance, matrix), np.ones(len(matrix)), matrix.shape[1])
+
+
+def _grouped(instance: Instance, matrix: Matrix) -> Steady:
+    """The same with like devices that do the same taken as one: by symmetry they share alike."""
+    keyed = np.ascontiguousarray(np.column_stack([instance.type_of.astype(np.int16), matrix]))
+    whole = keyed.view(np.dtype((np.void, keyed.dtype.itemsize * keyed.shape[1])))[:, 0]
+    _, first, group, count = np.unique(whole, return_index=True, return_inverse=True, return_counts=True)
+    rows, columns = np.nonzero(matrix[first])
+    kinds = instance.type_of[first]
+    cost = instance.seconds[kinds[rows], columns, matrix[first][rows, columns] - 1]
+    share = room(instance, matrix)[first] * count
+    small = solve(rows, columns, cost, share, count.astype(np.float64), matrix.shape[1])
+    work, busy = np.zeros(matrix[first].shape), np.zeros(matrix[first].shape)
+    work[rows, columns] = small.work / count[rows]
+    busy[rows, columns] = small.busy / count[rows]
+    device, member = np.nonzero(matrix)
+    at = group[device], member
+    return Steady(small.seconds, device, member, work[at], busy[at], small.device_price[group], small.member_price)
 
 
 def solve(device: Ints, member: Ints, cost: Floats, share: Floats, count: Floats, members: int) -> Steady:

@@ -45,7 +45,7 @@ def test_cpus_come_last() -> None:
 
 
 def test_packs_exactly_where_worst_fit_fails() -> None:
-    # Worst-fit-decreasing ends with {5, 3} and {4, 4}, and a 3 that fits nowhere; {4, 3, 3} and {5, 4, 1} fill both devices.
+    # Worst-fit-decreasing ends with {5, 3} and {4, 4}, and a 3 that fits nowhere; {4, 3, 3} and {5, 4, 1} fill both.
     instance = build(crowd([10, 10], [5, 4, 4, 3, 3, 1]))
     assert worst_fit(instance) is None
     assert instance.fits(pack(instance))
