@@ -266,7 +266,9 @@ class Ring:
         return self._ends[8]
 
     def __len__(self) -> int:
-        return int(self._ends[8] - self._ends[0])
+        # Head first: another consumer may take between the two reads, and the tail is never behind an earlier head.
+        head = self._ends[0]
+        return int(self._ends[8] - head)
 
     def push(self, blob: bytes | bytearray | memoryview) -> None:
         """Append entries, then publish them with one store."""
