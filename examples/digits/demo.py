@@ -7,6 +7,7 @@ the ensemble is not the best of all.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import subprocess
 import sys
@@ -22,39 +23,42 @@ from serving import ENSEMBLECTL, serving
 
 HERE = Path(__file__).parent
 OUTPUT = "probabilities"
-IMAGES_A_REQUEST = 64
-BENCH_SECONDS = 5
+IMAGES_A_REQUEST = 256
+DRAWING_WIDTH = 88
 
 
 def main() -> int:
     arguments = _arguments()
     manifest: Path = arguments.models / "ensemble.yaml"
     if not manifest.exists():
+        _say("training the members")
         subprocess.run([sys.executable, HERE / "train.py", "--out", arguments.models], check=True)
     findings = find(manifest, arguments.models / "held-out.npz")
-    console = Console(record=True)
-    console.print(report(findings))
+    Console().print(report(findings))
     if arguments.svg:
-        console.save_svg(str(arguments.svg), title="make demo")
+        drawing = Console(record=True, width=DRAWING_WIDTH, file=io.StringIO())
+        drawing.print(report(findings))
+        drawing.save_svg(str(arguments.svg), title="make demo")
     return 0 if findings.ensemble_is_best else 1
 
 
 def find(manifest: Path, held_out: Path) -> Findings:
-    """Serve a manifest, ask it about the held-out images, load it, and stop it."""
+    """Serve a manifest, ask it about the held-out images, put load on it, and stop it."""
     members = yaml.safe_load(manifest.read_text())["spec"]["members"]
     images = np.load(held_out)
-    plan = _ensemblectl("plan", str(manifest))
-    with serving(manifest) as address:
-        right = {name: hits / len(images["digit"]) for name, hits in _hits(address, images).items()}
-        url = f"http://{address[0]}:{address[1]}"
-        bench = _ensemblectl("bench", url, "--duration", str(BENCH_SECONDS), "--rows", str(IMAGES_A_REQUEST))
+    _say(f"ensemblectl up {manifest}")
+    with serving(manifest) as served:
+        _say(f"asking about {len(images['digit'])} held-out images, then ensemblectl bench {served.url}")
+        right = {name: hits / len(images["digit"]) for name, hits in _hits(served.address, images).items()}
+        rows_per_second = _throughput(served.url)
+    _say("stopped; no process, socket or shared memory is left")
     return Findings(
         images=len(images["digit"]),
         ensemble=right[OUTPUT],
         members={member["name"]: right[f"{OUTPUT}@{member['name']}"] for member in members},
         formats={member["name"]: member["model"]["format"] for member in members},
-        plan=plan,
-        rows_per_second=bench["rowsPerSecond"],
+        plan=served.plan,
+        rows_per_second=rows_per_second,
     )
 
 
@@ -69,11 +73,15 @@ def _hits(address: tuple[str, int], images: dict[str, Any]) -> dict[str, int]:
     return hits
 
 
-def _ensemblectl(*words: str) -> dict[str, Any]:
-    """What a command tells a program; its progress goes to the terminal."""
-    run = subprocess.run([ENSEMBLECTL, *words, "-o", "json"], stdout=subprocess.PIPE, check=True)
-    document: dict[str, Any] = json.loads(run.stdout)
-    return document
+def _throughput(url: str) -> float:
+    """Rows per second under the load that `ensemblectl bench` makes."""
+    bench = [str(ENSEMBLECTL), "bench", url, "--rows", str(IMAGES_A_REQUEST), "-o", "json"]
+    run = subprocess.run(bench, stdout=subprocess.PIPE, check=True)
+    return float(json.loads(run.stdout)["rowsPerSecond"])
+
+
+def _say(what: str) -> None:
+    Console(stderr=True, highlight=False).print(f"[bold blue]▶[/] {what}", soft_wrap=True)
 
 
 def _arguments() -> argparse.Namespace:

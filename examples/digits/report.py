@@ -54,7 +54,9 @@ def _bar(accuracy: float) -> Text:
 
 
 def _matrix(plan: Mapping[str, Any]) -> Table:
+    bottleneck = plan["bottleneck"]
     table = _table("Allocation matrix: batch size, and share of the device's time at full rate")
+    table.caption = f"* bottleneck: {bottleneck['device']}, and on it {bottleneck['member']}"
     table.add_column("device")
     for member in plan["members"]:
         table.add_column(member, justify="right")
@@ -64,7 +66,7 @@ def _matrix(plan: Mapping[str, Any]) -> Table:
             f"{batch} [dim]{share:.0%}[/]" if batch else "[dim]·[/]"
             for batch, share in zip(device["batches"], device["shares"], strict=True)
         ]
-        mark = " [yellow]◀ bottleneck[/]" if device["name"] == plan["bottleneck"]["device"] else ""
+        mark = " [yellow]*[/]" if device["name"] == bottleneck["device"] else ""
         table.add_row(f"{device['name']} ({device['type']}){mark}", *cells, f"{sum(device['shares']):.0%}")
     return table
 
@@ -73,10 +75,10 @@ def _throughput(findings: Findings) -> str:
     measured, plan = findings.rows_per_second, findings.plan
     return (
         f"[bold]Throughput[/]: {measured:,.0f} images/s, HTTP and the client on this machine included.\n"
-        f"The plan promises {plan['rate']:,.0f} to members that have the devices to themselves; "
-        f"one worker a member, {plan['baselineRate']:,.0f}."
+        f"The plan reckons with {plan['rate']:,.0f} for the members alone, "
+        f"{plan['gain']:.2f} times what one worker a member gives."
     )
 
 
 def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    return Table(title=title, title_justify="left", title_style="bold", header_style="bold", caption_justify="left")

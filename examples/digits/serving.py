@@ -2,36 +2,54 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPConnection, HTTPException
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from leftovers import belongings
 
 HOST = "127.0.0.1"
-START_SECONDS = 600
 STOP_SECONDS = 60
 
 ENSEMBLECTL = Path(sys.executable).with_name("ensemblectl")
 
 
+@dataclass(frozen=True)
+class Served:
+    """An ensemble that is being served."""
+
+    address: tuple[str, int]
+    plan: dict[str, Any]
+    """As `ensemblectl plan -o json` writes it."""
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address[0]}:{self.address[1]}"
+
+
 @contextmanager
-def serving(manifest: Path) -> Iterator[tuple[str, int]]:
-    """Serve a manifest as long as the context lasts; yields the address. Raises if anything outlives the context."""
+def serving(manifest: Path) -> Iterator[Served]:
+    """Serve a manifest as long as the context lasts.
+
+    Raises:
+        CalledProcessError: It ended before it was ready, having said why.
+        RuntimeError: Something outlived the context.
+    """
     address = (HOST, _free_port())
-    server = subprocess.Popen([ENSEMBLECTL, "up", manifest, "--port", str(address[1])], stdout=sys.stderr)
-    try:
-        _wait_until_ready(server, address)
-        yield address
-    finally:
-        held = belongings(server.pid, address)
-        _stop(server)
+    command = [str(ENSEMBLECTL), "up", str(manifest), "--port", str(address[1]), "-o", "json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            yield Served(address, _plan(server))
+        finally:
+            held = belongings(server.pid, address)
+            _stop(server)
     if left := held.left():
         raise RuntimeError(f"left behind after the stop: {', '.join(left)}")
 
@@ -42,33 +60,23 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_until_ready(server: subprocess.Popen[bytes], address: tuple[str, int]) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise RuntimeError(f"`ensemblectl up` ended with exit code {server.returncode} before it was ready")
-        if _ready(address):
-            return
-        time.sleep(0.1)
-    raise RuntimeError(f"not ready after {START_SECONDS} s")
+def _plan(server: subprocess.Popen[str]) -> dict[str, Any]:
+    """What `ensemblectl up` says as soon as it is ready."""
+    assert server.stdout is not None
+    lines: list[str] = []
+    while not lines or lines[-1].rstrip() != "}":
+        line = server.stdout.readline()
+        if not line:
+            raise subprocess.CalledProcessError(server.wait(STOP_SECONDS), server.args)
+        lines.append(line)
+    plan: dict[str, Any] = json.loads("".join(lines))["plan"]
+    return plan
 
 
-def _ready(address: tuple[str, int]) -> bool:
-    connection = HTTPConnection(*address, timeout=5)
-    try:
-        connection.request("GET", "/v2/health/ready")
-        return connection.getresponse().status == 200
-    except (OSError, HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
-def _stop(server: subprocess.Popen[bytes]) -> None:
+def _stop(server: subprocess.Popen[str]) -> None:
     """As Ctrl-C does, but killed if that does not end it."""
     server.send_signal(signal.SIGINT)
     try:
         server.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
         server.kill()
-        server.wait()
