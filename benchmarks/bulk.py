@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from statistics import median
 
 from ceiling import Workload, against_bare
-from common import Effort, Report, main, verdict
+from common import Effort, Report, main, ratio, verdict
 from models import TINY_INPUT, tiny_torch
 
 MEMBERS, ROWS, CONNECTIONS = 4, 1024, 4
@@ -20,11 +21,12 @@ def bulk(effort: Effort) -> Report:
         paths = tiny_torch(Path(folder), MEMBERS)
         outcome = against_bare(Workload("tiny", paths, TINY_INPUT, ROWS, CONNECTIONS, SIZES), effort)
     rows = [
-        [f"bare, {name} loader", f"{rate:,.0f}", f"{rate / outcome.ceiling:.2f}"] for name, rate in outcome.bare.items()
+        [f"bare, {name} loader", f"{median(rates):,.0f}", f"{ratio(rates, outcome.ceiling):.2f}"]
+        for name, rates in outcome.bare.items()
     ]
-    for hosting, rate in outcome.served.items():
-        share = rate / outcome.ceiling
-        rows.append([f"ensemble, {hosting}", f"{rate:,.0f}", f"{share:.2f} ({verdict(share, TARGET)})"])
+    for hosting, rates in outcome.served.items():
+        share = ratio(rates, outcome.ceiling)
+        rows.append([f"ensemble, {hosting}", f"{median(rates):,.0f}", f"{share:.2f} ({verdict(share, TARGET)})"])
     return Report(
         f"{MEMBERS} TorchScript MLPs (784 -> 256 -> 10), every member on every core, best batch sizes "
         f"({', '.join(map(str, outcome.batches))}); {ROWS:,} rows a request, {CONNECTIONS} connections, wrk on "

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from bare_members import BareMembers, bare_members, loaders
-from common import Effort, alternate, cores, progress
+from common import Effort, Rounds, alternate, cores, progress
 from configurations import everywhere
 from load import infer, throughput
 from serving import runtime
@@ -44,14 +45,14 @@ class Workload:
 class Outcome:
     """Rows/s of each side, and the batch sizes that they ran at."""
 
-    bare: dict[str, float]
-    served: dict[Hosting, float]
+    bare: dict[str, Rounds]
+    served: dict[Hosting, Rounds]
     batches: list[int]
 
     @property
-    def ceiling(self) -> float:
-        """Rows/s of the faster way to run the models bare."""
-        return max(self.bare.values())
+    def ceiling(self) -> Rounds:
+        """The faster way to run the models bare."""
+        return max(self.bare.values(), key=median)
 
 
 def against_bare(workload: Workload, effort: Effort) -> Outcome:
@@ -74,7 +75,7 @@ def against_bare(workload: Workload, effort: Effort) -> Outcome:
             for hosting, target in targets.items()
         }
         found = alternate({**bare_sides, **served_sides}, effort.rounds)
-    served = {hosting: workload.rows * found[str(hosting)] for hosting in Hosting}
+    served = {hosting: [workload.rows * rate for rate in found[str(hosting)]] for hosting in Hosting}
     return Outcome({name: found[name] for name in bare}, served, batches)
 
 

@@ -92,15 +92,24 @@ def cores() -> tuple[int, ...]:
     return tuple(sorted(os.sched_getaffinity(0)))
 
 
-def alternate(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Measure all sides in turn, round by round, so that drift of the machine hits all alike; the median of each."""
-    found: dict[str, list[float]] = {side: [] for side in sides}
+Rounds = list[float]
+"""What one side measured, round by round."""
+
+
+def alternate(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Rounds]:
+    """Measure all sides in turn, round by round, so that drift of the machine hits all alike."""
+    found: dict[str, Rounds] = {side: [] for side in sides}
     for turn in range(rounds):
         for side, measure in sides.items():
             value = measure()
             found[side].append(value)
             progress(f"round {turn + 1} of {rounds}: {side} {value:.4g}")
-    return {side: median(values) for side, values in found.items()}
+    return found
+
+
+def ratio(side: Rounds, other: Rounds) -> float:
+    """The median of the rounds' own ratios: what slows the machine for a whole round cancels out."""
+    return median(a / b for a, b in zip(side, other, strict=True))
 
 
 def progress(message: str) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 from bare_members import bare_members, loaders
 from ceiling import Workload, against_bare
-from common import Effort, Report, alternate, cores, main, verdict
+from common import Effort, Report, Rounds, alternate, cores, main, ratio, verdict
 from load import infer, latency, wrk
 from models import IMAGE_INPUT, convolutional
 from serving import runtime
@@ -29,17 +32,21 @@ def compute(effort: Effort) -> Report:
         outcome = against_bare(workload, effort)
         large = _one_large_request(workload, outcome.batches, effort)
     rows = [
-        [f"bare, {name} loader", f"{rate:.1f} rows/s", f"{rate / outcome.ceiling:.2f}"]
-        for name, rate in outcome.bare.items()
+        [f"bare, {name} loader", f"{median(rates):.1f} rows/s", f"{ratio(rates, outcome.ceiling):.2f}"]
+        for name, rates in outcome.bare.items()
     ]
-    for hosting, rate in outcome.served.items():
-        share = rate / outcome.ceiling
-        rows.append([f"ensemble, {hosting}", f"{rate:.1f} rows/s", f"{share:.2f} ({verdict(share, TARGET)})"])
+    for hosting, rates in outcome.served.items():
+        share = ratio(rates, outcome.ceiling)
+        rows.append([f"ensemble, {hosting}", f"{median(rates):.1f} rows/s", f"{share:.2f} ({verdict(share, TARGET)})"])
     alone = large.pop("alone")
-    rows.append([f"{IMAGES} images, members one after the other on one core", f"{alone:.0f} ms", "1"])
+    rows.append([f"{IMAGES} images, members one after the other on one core", f"{median(alone):.0f} ms", "1"])
     rows += [
-        [f"{IMAGES} images in one request, {side}", f"{ms:.0f} ms", f"{alone / ms:.2f} times as fast"]
-        for side, ms in large.items()
+        [
+            f"{IMAGES} images in one request, {side}",
+            f"{median(times):.0f} ms",
+            f"{ratio(alone, times):.2f} times as fast",
+        ]
+        for side, times in large.items()
     ]
     batches = ", ".join(f"{path.stem} {batch}" for path, batch in zip(paths, outcome.batches, strict=True))
     return Report(
@@ -51,18 +58,22 @@ def compute(effort: Effort) -> Report:
     )
 
 
-def _one_large_request(workload: Workload, batches: list[int], effort: Effort) -> dict[str, float]:
+def _one_large_request(workload: Workload, batches: list[int], effort: Effort) -> dict[str, Rounds]:
     """Milliseconds from one request of many images to its answer, and of the same work on one core."""
     images = np.random.default_rng(1).random((IMAGES, *workload.input.shape), dtype=np.float32)
-    found: dict[str, float] = {}
-    with bare_members(workload.paths, loaders(workload.input)["the runtime's"], images, cores()[:1]) as members:
-        found["alone"] = 1e3 * IMAGES / members.rows_per_second(batches, effort.seconds)
-    for hosting in Hosting:
-        with runtime(workload.on_all_cores(batches, hosting)) as (base, _):
+    with ExitStack() as stack:
+        alone = stack.enter_context(
+            bare_members(workload.paths, loaders(workload.input)["the runtime's"], images, cores()[:1])
+        )
+        sides: dict[str, Callable[[], float]] = {
+            "alone": lambda: 1e3 * IMAGES / alone.rows_per_second(batches, effort.seconds)
+        }
+        for hosting in Hosting:
+            base, _ = stack.enter_context(runtime(workload.on_all_cores(batches, hosting)))
             target = infer(base, workload.name, images)
             wrk(target, 1, 2)
-            found |= alternate({str(hosting): latency(target, effort.seconds)}, effort.rounds)
-    return found
+            sides[hosting] = latency(target, effort.seconds)
+        return alternate(sides, effort.rounds)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,10 @@ from __future__ import annotations
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 
 import numpy as np
-from common import Effort, Report, alternate, main, verdict
+from common import Effort, Report, alternate, main, ratio, verdict
 from configurations import BATCH, dealt_out
 from load import infer, latency, throughput, wrk
 from models import PIXELS, TINY_INPUT, tiny_torch
@@ -39,14 +40,14 @@ def plumbing(effort: Effort) -> Report:
         one = alternate({side: latency(t, effort.seconds) for side, t in targets.items()}, effort.rounds)
     rows = []
     for side in targets:
-        share, slower = many[side] / many[bare], one[side] / one[bare]
+        share, slower = ratio(many[side], many[bare]), ratio(one[side], one[bare])
         judged = side != bare
         rows.append(
             [
                 side,
-                f"{many[side]:,.0f}",
+                f"{median(many[side]):,.0f}",
                 f"{share:.2f} ({verdict(share, TARGET_RATIO)})" if judged else "1",
-                f"{one[side]:.2f}",
+                f"{median(one[side]):.2f}",
                 f"{slower:.1f} ({verdict(slower, TARGET_LATENCY, at_most=True)})" if judged else "1",
             ]
         )
@@ -60,4 +61,4 @@ def plumbing(effort: Effort) -> Report:
 
 
 if __name__ == "__main__":
-    main(plumbing)
+    main(plumbing, seconds=5, rounds=5)
