@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from typing import Any
 import pynvml
 
 from ensemble_runtime.errors import DeviceUnavailableError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,7 @@ def gpus() -> tuple[Gpu, ...]:
     with _nvml() as present:
         if not present:
             return ()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        handles.sort(key=_pci_bus_id)
+        handles = sorted(_handles(), key=_pci_bus_id)
         return tuple(_describe(part, handle) for handle in handles for part in _parts(handle))
 
 
@@ -74,6 +76,14 @@ def _nvml() -> Iterator[bool]:
         raise DeviceUnavailableError(f"NVML fails: {error}; check the NVIDIA driver with nvidia-smi") from error
     finally:
         pynvml.nvmlShutdown()
+
+
+def _handles() -> Iterator[Any]:
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        try:
+            yield pynvml.nvmlDeviceGetHandleByIndex(index)
+        except pynvml.NVMLError as error:  # one that has fallen off the bus must not take the others along
+            logger.warning("GPU %d is left out: %s", index, error)
 
 
 def _parts(handle: Any) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +48,8 @@ class OnnxModel:
         found_inputs = _matched("inputs", self._session.get_inputs(), inputs)
         found_outputs = _matched("outputs", self._session.get_outputs(), outputs)
         _check_precision(member.precision, [*found_inputs, *found_outputs])
+        for found, spec in zip(found_inputs, inputs, strict=True):
+            _check_shape(found, spec)
         self._input_names = [found.name for found in found_inputs]
         self._output_names = [found.name for found in found_outputs]
         self._input_types = [_input_type(found, spec) for found, spec in zip(found_inputs, inputs, strict=True)]
@@ -74,7 +75,7 @@ def _session(path: Path, device: Device) -> Any:
         # Opened by descriptor, a model has no folder: weights in side files, which no digest covers, are not found.
         with path.open("rb") as file:
             session = onnxruntime.InferenceSession(
-                f"/proc/{os.getpid()}/fd/{file.fileno()}", options, providers=_providers(device)
+                f"/proc/self/fd/{file.fileno()}", options, providers=_providers(device)
             )
     except DeviceUnavailableError:
         raise
@@ -109,9 +110,9 @@ def _providers(device: Device) -> list[Any]:
 
 
 def _matched(what: str, found: Sequence[Any], specs: Sequence[TensorSpec]) -> list[Any]:
-    """The model's tensors in the manifest's order: by name if all names match, else by position; shapes agree.
+    """The model's tensors in the manifest's order: by name if all names match, else by position.
 
-    Of the outputs, those that the manifest does not name are not computed.
+    Outputs that the manifest does not name are not computed.
     """
     by_name = {tensor.name: tensor for tensor in found}
     names = [spec.name for spec in specs]
@@ -119,18 +120,15 @@ def _matched(what: str, found: Sequence[Any], specs: Sequence[TensorSpec]) -> li
         found = [by_name[name] for name in names]
     elif len(found) != len(specs):
         raise count_mismatch(what, len(found), specs)
-    for tensor, spec in zip(found, specs, strict=True):
-        _check_shape(what.removesuffix("s"), tensor, spec)
     return list(found)
 
 
-def _check_shape(what: str, tensor: Any, spec: TensorSpec) -> None:
+def _check_shape(tensor: Any, spec: TensorSpec) -> None:
+    """Compare an input with the manifest's; outputs are checked when they are real, at warm-up."""
     shape = tensor.shape
-    if not shape:  # a graph need not state the rank of what it computes
-        return
-    if isinstance(shape[0], int):
+    if shape and isinstance(shape[0], int):
         raise ModelInvalidError(
-            f"{what} '{tensor.name}' has a fixed batch of {shape[0]}; export it with a variable first dimension"
+            f"input '{tensor.name}' has a fixed batch of {shape[0]}; export it with a variable first dimension"
         )
     agree = len(shape) == len(spec.shape) + 1 and all(
         not isinstance(found, int) or found == dim for found, dim in zip(shape[1:], spec.shape, strict=True)
@@ -138,7 +136,7 @@ def _check_shape(what: str, tensor: Any, spec: TensorSpec) -> None:
     if not agree:
         dims = ", ".join(str(dim) if isinstance(dim, int) else "-1" for dim in shape[1:])
         raise ModelInvalidError(
-            f"{what} '{tensor.name}' has shape [{dims}], the manifest's '{spec.name}' has {list(spec.shape)} "
+            f"input '{tensor.name}' has shape [{dims}], the manifest's '{spec.name}' has {list(spec.shape)} "
             "(both without the batch axis)"
         )
 

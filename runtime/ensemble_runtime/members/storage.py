@@ -15,6 +15,7 @@ import http.client
 import os
 import stat
 import tempfile
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -33,6 +34,8 @@ MAX_MODEL_BYTES = 256 * 2**30
 """Larger files are refused."""
 SILENCE_SECONDS = 60.0
 """A server that sends nothing for so long has failed."""
+FETCH_SECONDS = 6 * 3600.0
+"""A fetch that takes longer has failed."""
 _BLOCK = 2**20
 _EXTRAS = {"s3": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf"}
 
@@ -55,7 +58,7 @@ def fetch(
     Without a pinned digest a remote file is fetched anew each time, since only its bytes tell whether it has changed.
 
     Args:
-        source: Where the file is; ``file://`` needs an absolute path, or one relative to the working directory (``file://./``).
+        source: Where the file is; ``file://./`` is relative to the working directory.
         cache: Folder of the cache; made where it is missing, and shared safely between processes.
         progress: Told of each block.
         max_bytes: Larger files are refused.
@@ -140,11 +143,14 @@ def _copy(
     if total is not None and total > max_bytes:
         raise ModelUnavailableError(f"model {where}: {total} bytes, at most {max_bytes} are accepted")
     hasher, size = hashlib.sha256(), 0
+    deadline = time.monotonic() + FETCH_SECONDS
     while block := source.read(_BLOCK):
         hasher.update(block)
         size += len(block)
         if size > max_bytes:
             raise ModelUnavailableError(f"model {where}: more than the {max_bytes} bytes that are accepted")
+        if time.monotonic() > deadline:
+            raise ModelUnavailableError(f"model {where}: {size} bytes after {FETCH_SECONDS / 3600:.0f} hours; given up")
         if target is not None:
             target.write(block)
         if progress is not None:
@@ -206,7 +212,8 @@ def _opened(uri: str) -> Iterator[tuple[BinaryIO, int | None]]:
 def _http(uri: str) -> Iterator[tuple[BinaryIO, int | None]]:
     parts = urllib.parse.urlsplit(uri)
     credentials, _, host = parts.netloc.rpartition("@")
-    request = urllib.request.Request(urllib.parse.urlunsplit((parts.scheme, host, parts.path, parts.query, "")))  # noqa: S310
+    address = urllib.parse.urlunsplit((parts.scheme, host, parts.path, parts.query, ""))
+    request = urllib.request.Request(address)  # noqa: S310 - the caller lets through http and https alone
     if credentials:
         token = base64.b64encode(urllib.parse.unquote(credentials).encode()).decode()
         # Unredirected: a redirect to another host must not carry the password along.

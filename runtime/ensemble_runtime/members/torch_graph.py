@@ -54,10 +54,7 @@ def scripted(module: torch.fx.GraphModule) -> torch.jit.ScriptModule:
             node.target = torch.ops.aten.size
         elif isinstance(node.target, torch._ops.OpOverload):
             node.target = node.target.overloadpacket
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # torch deprecates TorchScript without a peer for calls this cheap
+    with quiet():
         return torch.jit.script(torch.fx.GraphModule(module, graph).eval())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ensemble_runtime.config import Device, DeviceKind, Member, ModelFormat, Precision, TensorSpec
+from ensemble_runtime.config import Datatype, Device, DeviceKind, Member, ModelFormat, Precision, TensorSpec
 from ensemble_runtime.devices.binding import threads
 from ensemble_runtime.errors import DeviceUnavailableError, ModelInvalidError
 from ensemble_runtime.members.checks import first_line, random_rows
@@ -30,6 +30,7 @@ class TorchModel:
         self,
         compute: Callable[..., Any],
         names: Sequence[str] | None,
+        inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
         precision: torch.dtype,
         device: torch.device,
@@ -39,25 +40,28 @@ class TorchModel:
         Args:
             compute: Takes the inputs by position; answers a tensor, or a tuple, list or dictionary of them.
             names: Of a tuple's elements, where the model names them.
+            inputs: The manifest's inputs.
             outputs: The manifest's outputs.
             precision: What floating-point inputs are cast to.
             device: Where the inputs go.
         """
         self._compute = compute
         self._names = names
+        self._inputs = tuple(inputs)
         self._outputs = tuple(outputs)
         self.precision = precision
         self._device = device
-        self._plain = device.type == "cpu" and precision is torch.float32
+        floating = {spec.datatype for spec in inputs} & {Datatype.FP16, Datatype.FP32, Datatype.FP64}
+        self._as_is = device.type == "cpu" and precision is torch.float32 and floating <= {Datatype.FP32}
 
     def computing(self, compute: Callable[..., Any]) -> TorchModel:
         """The same model with another way to compute it."""
-        return TorchModel(compute, self._names, self._outputs, self.precision, self._device)
+        return TorchModel(compute, self._names, self._inputs, self._outputs, self.precision, self._device)
 
     def predict(self, inputs: Sequence[Array]) -> list[Array]:
         """See `Model.predict`."""
         with torch.inference_mode():
-            if self._plain:
+            if self._as_is:
                 answer = self._compute(*map(torch.from_numpy, inputs))
             else:
                 answer = self._compute(*map(self._onto_device, inputs))
@@ -71,11 +75,10 @@ class TorchModel:
         return tensor.to(self._device, self.precision if tensor.is_floating_point() else tensor.dtype)
 
     def _onto_host(self, tensor: torch.Tensor) -> Array:
-        if self._plain:
-            array: Array = tensor.numpy()
-            return array
-        # numpy has no bfloat16
-        return (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).cpu().numpy()  # type: ignore[no-any-return]
+        if tensor.dtype is torch.bfloat16:  # numpy has none
+            tensor = tensor.float()
+        array: Array = tensor.cpu().numpy()
+        return array
 
 
 def load_torch(
@@ -97,7 +100,7 @@ def load_torch(
         raise
     except Exception as error:  # torch raises RuntimeError, AssertionError, KeyError and more on damaged archives
         raise ModelInvalidError(f"cannot be loaded by torch {torch.__version__}: {first_line(error)}") from error
-    reference = TorchModel(plain, names, outputs, precision, target)
+    reference = TorchModel(plain, names, inputs, outputs, precision, target)
     return (_faster(plain, reference, inputs) if target.type == "cpu" else None) or reference
 
 
@@ -133,7 +136,6 @@ def _faster(plain: Any, reference: TorchModel, inputs: Sequence[TensorSpec]) -> 
 def _agree(reference: TorchModel, fast: TorchModel, inputs: Sequence[TensorSpec]) -> bool:
     """Whether two models answer alike, at several sizes, and again once the compiler has specialised."""
     random = np.random.default_rng(0)
-
     tolerance = 1e-3 if reference.precision is torch.float32 else 5e-2
     for rows, length in ((1, 8), (3, 5), (3, 5), (2, 8)):
         batch = [random_rows(spec, rows, length, random) for spec in inputs]
