@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -24,7 +25,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 class EnsembleCollector(Collector):
     """Reads the counters and the pipeline's health at each scrape."""
 
-    def __init__(self, pipeline: Pipeline, counters: Counters) -> None:
+    def __init__(self, pipeline: Pipeline[Any], counters: Counters) -> None:
         self._pipeline = pipeline
         self._counters = counters
         self._model = {"model": pipeline.config.name, "version": pipeline.config.version}
@@ -110,11 +111,15 @@ class EnsembleCollector(Collector):
         labels = ["role", "pid"]
         memory = GaugeMetricFamily("ensemble_process_resident_bytes", "Resident memory.", labels=labels)
         cpu = CounterMetricFamily("ensemble_process_cpu_seconds", "User and system time.", labels=labels)
-        workers = {f"{cell.member}@{cell.device}": cell.pid for cell in health.cells}
-        for role, pid in (health.processes | workers).items():
+        roles: dict[int, list[str]] = {}
+        for role, pid in health.processes.items():
+            roles.setdefault(pid, []).append(role)
+        for cell in health.cells:
+            roles.setdefault(cell.pid, []).append(f"{cell.member}@{cell.device}")
+        for pid, names in roles.items():
             if usage := process_usage(pid):
-                memory.add_metric([role, str(pid)], usage[0])
-                cpu.add_metric([role, str(pid)], usage[1])
+                memory.add_metric([",".join(names), str(pid)], usage[0])
+                cpu.add_metric([",".join(names), str(pid)], usage[1])
         yield memory
         yield cpu
 
@@ -127,7 +132,7 @@ class EnsembleCollector(Collector):
         return family
 
 
-def exposition(pipeline: Pipeline, counters: Counters) -> bytes:
+def exposition(pipeline: Pipeline[Any], counters: Counters) -> bytes:
     """The page that Prometheus reads."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(EnsembleCollector(pipeline, counters))

@@ -156,6 +156,8 @@ class FastLane(asyncio.BufferedProtocol):
             self._hold(entrance.scratch_view[:count])
             self._resume()
         else:
+            if self._state == _HEAD:
+                self._since = entrance.tick
             self._advance(entrance.scratch, entrance.scratch_view[:count])
 
     def eof_received(self) -> None:
@@ -311,8 +313,6 @@ class FastLane(asyncio.BufferedProtocol):
             self._advance(data, memoryview(data))
 
     def _hold(self, data: memoryview) -> None:
-        if not self._held and self._state == _HEAD:
-            self._since = self._entrance.tick
         self._held += data
         if len(self._held) > HELD_BYTES and self._state >= _ANSWER:
             self._paused = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from time import perf_counter_ns
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,15 @@ from ensemble_runtime.gateway.memo import Memo
 from ensemble_runtime.gateway.metrics import Counters
 from ensemble_runtime.gateway.protocol import InferRequest, RequestParser
 from ensemble_runtime.gateway.refusal import Reason, RefusedError, busy, internal, invalid, not_found, too_large
-from ensemble_runtime.pipeline.port import Lease, Outcome, OverloadedError, Pipeline, RequestTooLargeError, Verdict
+from ensemble_runtime.pipeline.port import (
+    COMPLETE,
+    Lease,
+    Outcome,
+    OverloadedError,
+    Pipeline,
+    RequestTooLargeError,
+    Verdict,
+)
 
 INLINE_BYTES = 65_536
 """JSON up to this size is decoded on the event loop, longer JSON in a thread."""
@@ -29,7 +38,7 @@ _logger = logging.getLogger(__name__)
 class Inference:
     """What all requests share: the pipeline, the ensemble's protocol, limits and counters."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline[Any]) -> None:
         config = pipeline.config
         self.pipeline = pipeline
         self.config = config
@@ -68,7 +77,8 @@ class Inference:
         if not self._was_ready:
             self._check_ready()
         try:
-            return self.pipeline.lease(request.rows, request.shapes)
+            lease: Lease = self.pipeline.lease(request.rows, request.shapes)
+            return lease
         except OverloadedError as error:
             raise busy(str(error), error.retry_after) from None
         except RequestTooLargeError as error:
@@ -242,7 +252,7 @@ class Exchange:
         for index, array in request.arrays:
             lease.input(index)[:] = array.data.cast("B")
         if request.binary:
-            self._views = [lease.input(index) for index, _ in request.binary]
+            self._views = [lease.input(index) for index in request.binary]
             self._view, self._at = self._views.pop(0), 0
 
     def _fill(self, data: memoryview) -> None:
@@ -295,14 +305,10 @@ class Exchange:
         assert request is not None and lease is not None
         answer = None
         try:
-            if outcome.missing:
-                counters.lacked(outcome.missing)
-            if not outcome.answered:
-                raise failed(outcome)
-            if self._template is not None and outcome.verdict is Verdict.COMPLETE:
+            if self._template is not None and outcome is COMPLETE:
                 answer = self._template.fill(lease)
             if answer is None:
-                answer = self._inference.encoder.encode(request, outcome, lease)
+                answer = self._encode(request, outcome, lease)
         except RefusedError as error:
             self._refusal = error
         except Exception:
@@ -313,10 +319,18 @@ class Exchange:
         if answer is None:
             self._settle_refusal()
             return
-        if outcome.verdict is Verdict.PARTIAL:
-            counters.partial += 1
         counters.success(request.rows, self._started, self._submitted, finished)
         self._settle(answer)
+
+    def _encode(self, request: InferRequest, outcome: Outcome, lease: Lease) -> Answer:
+        counters = self._inference.counters
+        counters.lacked(outcome.missing)
+        if not outcome.answered:
+            raise failed(outcome)
+        answer = self._inference.encoder.encode(request, outcome, lease)
+        if outcome.verdict is Verdict.PARTIAL:
+            counters.partial += 1
+        return answer
 
     def _refuse(self, error: RefusedError) -> None:
         """From here on the body is let pass, and what was taken is given back."""

@@ -47,15 +47,12 @@ class InferRequest:
     """By input, without the batch axis."""
     arrays: tuple[tuple[int, NDArray[Any]], ...]
     """Inputs that came as JSON."""
-    binary: tuple[tuple[int, int], ...]
-    """(input, bytes) in the order in which they follow the JSON."""
+    binary: tuple[int, ...]
+    """Inputs whose bytes follow the JSON, in that order."""
+    binary_bytes: int
+    """How many bytes follow the JSON."""
     options: Options
     outputs: tuple[OutputChoice, ...]
-
-    @property
-    def binary_bytes(self) -> int:
-        """How many bytes follow the JSON."""
-        return sum(size for _, size in self.binary)
 
 
 class RequestParser:
@@ -109,7 +106,7 @@ class RequestParser:
             )
         shape = tuple(length if dim == -1 else dim for dim in spec.shape)
         outputs = tuple(OutputChoice(name, True, i) for name, i in self._outputs.items())
-        return InferRequest(None, 1, (shape,), (), ((0, size),), Options(), outputs)
+        return InferRequest(None, 1, (shape,), (), (0,), size, Options(), outputs)
 
     def _parse_inputs(self, document: dict[str, Any]) -> InferRequest:
         tensors = document.get("inputs")
@@ -118,7 +115,8 @@ class RequestParser:
         rows = 0
         shapes: dict[int, tuple[int, ...]] = {}
         arrays: list[tuple[int, NDArray[Any]]] = []
-        binary: list[tuple[int, int]] = []
+        binary: list[int] = []
+        binary_bytes = 0
         for position, item in enumerate(tensors):
             where = f"inputs[{position}]"
             tensor = _object(item, where)
@@ -131,13 +129,14 @@ class RequestParser:
                 raise invalid(f"{where}.shape: expected {rows} rows as in the inputs before, got {shape[0]}")
             rows, shapes[index] = shape[0], shape[1:]
             if (size := _parameters(tensor, f"{where}.parameters").get("binary_data_size")) is not None:
-                binary.append((index, _binary_size(size, spec, shape, tensor, where)))
+                binary.append(index)
+                binary_bytes += _binary_size(size, spec, shape, tensor, where)
             else:
                 arrays.append((index, _array(tensor, spec.datatype, prod(shape), where)))
         if missing := [name for name, index in self._inputs.items() if index not in shapes]:
             raise invalid(f"inputs: missing {', '.join(missing)}")
         ordered = tuple(shapes[i] for i in range(len(self._specs)))
-        return InferRequest(None, rows, ordered, tuple(arrays), tuple(binary), Options(), ())
+        return InferRequest(None, rows, ordered, tuple(arrays), tuple(binary), binary_bytes, Options(), ())
 
     def _shape(self, tensor: dict[str, Any], spec: TensorSpec, where: str) -> tuple[int, ...]:
         if (datatype := tensor.get("datatype")) != spec.datatype.value:

@@ -21,7 +21,7 @@ BACKLOG = 1024
 _logger = logging.getLogger(__name__)
 
 
-async def serve(pipeline: Pipeline, sock: socket.socket, stop: asyncio.Event) -> None:
+async def serve(pipeline: Pipeline[Any], sock: socket.socket, stop: asyncio.Event) -> None:
     """Serve until `stop` is set; then answer what is in flight, for `serving.drainMs` at the most, and close.
 
     Args:

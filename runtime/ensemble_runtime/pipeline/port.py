@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,8 +118,11 @@ class Health:
     """Rows that wait for each member."""
 
 
-class Pipeline(Protocol):
-    """The gateway's view of the pipeline."""
+L = TypeVar("L", bound=Lease)
+
+
+class Pipeline(Protocol[L]):
+    """The gateway's view of the pipeline; it takes back only leases of its own kind."""
 
     config: RuntimeConfig
     max_rows: int
@@ -127,7 +130,7 @@ class Pipeline(Protocol):
     in_flight: int
     """Requests that hold a lease."""
 
-    def lease(self, rows: int, shapes: Sequence[tuple[int, ...]]) -> Lease:
+    def lease(self, rows: int, shapes: Sequence[tuple[int, ...]]) -> L:
         """Take rows for a request whose inputs have these shapes (without the batch axis).
 
         Raises:
@@ -135,13 +138,13 @@ class Pipeline(Protocol):
             RequestTooLargeError: no room ever.
         """
 
-    def submit(self, lease: Lease, options: Options, done: Callable[[Outcome], None]) -> None:
+    def submit(self, lease: L, options: Options, done: Callable[[Outcome], None]) -> None:
         """Send a filled lease on its way; the event loop calls `done` exactly once, unless it is cancelled first."""
 
-    def cancel(self, lease: Lease) -> None:
+    def cancel(self, lease: L) -> None:
         """Give a lease back at any time before its outcome; `done` will not be called."""
 
-    def release(self, lease: Lease) -> None:
+    def release(self, lease: L) -> None:
         """Give a lease back after its outcome; its outputs must not be read any more."""
 
     def health(self) -> Health:

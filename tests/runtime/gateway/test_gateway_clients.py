@@ -1,0 +1,240 @@
+"""Clients that leave, dawdle or do not listen take nothing with them; nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import uvloop
+
+from ensemble_runtime.gateway.fastlane import HEAD_SECONDS, IDLE_SECONDS, STALL_SECONDS, Entrance, FastLane
+from ensemble_runtime.gateway.heads import HeadReader
+from ensemble_runtime.gateway.inference import Inference
+
+TENSOR = {"name": "x", "shape": [1, 4], "datatype": "FP32"}
+
+
+def request(served: Any, lane: str = "fast") -> bytes:
+    header = json.dumps({"inputs": [TENSOR | {"parameters": {"binary_data_size": 16}}]}).encode()
+    body = header + np.zeros(4, "<f4").tobytes()
+    return bytes(served.head(body, lane, Inference_Header_Content_Length=len(header)) + body)
+
+
+def holding(served: Any, count: int) -> bool:
+    """Wait until so many requests hold a lease."""
+    waiter = threading.Event()
+    for _ in range(500):
+        if served.pipeline.in_flight == count:
+            return True
+        waiter.wait(0.01)
+    return False
+
+
+def canceled(served: Any) -> int:
+    lines = served.get("/metrics").body.decode().splitlines()
+    (line,) = [line for line in lines if line.startswith("ensemble_inference_request_failure") and "canceled" in line]
+    return int(float(line.split()[-1]))
+
+
+def test_a_client_that_leaves_within_its_body_gives_its_rows_back(served: Any, lane: str) -> None:
+    data = request(served, lane)
+    with served.wire() as wire:
+        wire.say(data[:-1])
+        assert holding(served, 1)
+    assert served.idle()
+    assert canceled(served) == 1
+
+
+def test_a_client_that_leaves_while_it_waits_gives_its_rows_back(served: Any, lane: str) -> None:
+    served.pipeline.delays["a"] = 60
+    with served.wire() as wire:
+        wire.say(request(served, lane))
+        assert holding(served, 1)
+    assert served.idle()
+    assert canceled(served) == 1
+
+
+def test_a_client_that_resets_its_connection_gives_its_rows_back(served: Any, lane: str) -> None:
+    served.pipeline.delays["a"] = 60
+    with served.wire() as wire:
+        wire.say(request(served, lane))
+        assert holding(served, 1)
+        wire.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    assert served.idle()
+
+
+def test_a_client_that_closes_half_is_taken_for_gone(served: Any, lane: str) -> None:
+    served.pipeline.delays["a"] = 60
+    with served.wire() as wire:
+        wire.say(request(served, lane))
+        assert holding(served, 1)
+        wire.socket.shutdown(socket.SHUT_WR)
+        assert wire.hear() is None
+    assert served.idle()
+
+
+def test_a_client_may_close_half_once_it_is_answered(served: Any, lane: str) -> None:
+    with served.wire() as wire:
+        wire.say(request(served, lane))
+        response = wire.hear()
+        assert response is not None and response.status == 200
+        wire.socket.shutdown(socket.SHUT_WR)
+        assert wire.hear() is None
+
+
+def test_leaving_during_the_decoding_of_large_json_leaks_nothing(start: Any, lane: str) -> None:
+    served = start(tensors=[{"name": "x", "datatype": "FP32", "shape": [65536]}])
+    body = json.dumps(
+        {"inputs": [{"name": "x", "shape": [1, 65536], "datatype": "FP32", "data": [0.5] * 65536}]}
+    ).encode()
+    for _ in range(5):
+        with served.wire() as wire:
+            wire.say(served.head(body, lane) + body)
+    assert served.idle()
+    assert served.post(body, lane).status == 200
+
+
+def test_a_body_that_takes_too_long_is_408(start: Any, lane: str) -> None:
+    served = start(serving={"timeoutMs": 300})
+    with served.wire() as wire:
+        wire.say(request(served, lane)[:-1])
+        assert holding(served, 1)
+        response = wire.hear()
+        assert response is not None and response.status == 408
+        assert response.json == {"error": "the request took longer than 0.3 s to arrive"}
+    assert served.idle()
+
+
+def test_one_slow_client_does_not_hold_up_another(served: Any, lane: str) -> None:
+    data = request(served, lane)
+    with served.wire() as slow:
+        slow.say(data[: len(data) // 2])
+        with served.wire() as quick:
+            for _ in range(3):
+                quick.say(data)
+                response = quick.hear()
+                assert response is not None and response.status == 200
+        slow.say(data[len(data) // 2 :])
+        response = slow.hear()
+        assert response is not None and response.status == 200
+
+
+def test_a_client_that_does_not_read_is_not_written_to_without_end(start: Any) -> None:
+    """Answers of 2 MiB each to a client that reads none: their number stays bounded while it sends on."""
+    served = start(tensors=[{"name": "x", "datatype": "FP32", "shape": [8192]}])
+    header = json.dumps(
+        {
+            "inputs": [
+                {"name": "x", "shape": [64, 8192], "datatype": "FP32", "parameters": {"binary_data_size": 1 << 21}}
+            ],
+            "parameters": {"binary_data_output": True},
+        }
+    ).encode()
+    body = header + bytes(1 << 21)
+    data = served.head(body, Inference_Header_Content_Length=len(header)) + body
+    with served.wire() as wire:
+        wire.socket.settimeout(1)
+        with pytest.raises(TimeoutError):
+            for _ in range(50):
+                wire.say(data)
+        # Receive and send buffers of both kernels take some; the gateway itself takes one request at a time.
+        assert len(served.pipeline.seen) < 25
+        assert served.get("/v2/health/live").status == 200
+
+
+# One timer looks after all connections, once a second; here its seconds pass as the test says.
+
+
+def on_a_clock(
+    served: Any, scenario: Callable[[Entrance, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        heads = HeadReader([served.path], 1 << 20)
+        entrance = Entrance(Inference(served.pipeline), heads, asyncio.Protocol, lambda: False)
+        server = await loop.create_server(lambda: FastLane(entrance), "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname(), limit=1024)
+        async with asyncio.timeout(20):
+            await scenario(entrance, reader, writer)
+        writer.close()
+        server.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+async def pass_seconds(entrance: Entrance, seconds: float) -> None:
+    await asyncio.sleep(0.05)
+    for _ in range(int(seconds)):
+        entrance.sweep()
+    await asyncio.sleep(0.05)
+
+
+def test_an_idle_connection_is_closed_in_time(served: Any) -> None:
+    async def scenario(entrance: Entrance, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await pass_seconds(entrance, IDLE_SECONDS)
+        writer.write(request(served))
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+        await pass_seconds(entrance, IDLE_SECONDS + 1)
+        assert b"error" not in await reader.read()
+        assert not entrance.connections
+
+    on_a_clock(served, scenario)
+
+
+def test_an_unfinished_head_is_408_in_time(served: Any) -> None:
+    async def scenario(entrance: Entrance, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await pass_seconds(entrance, 30)
+        writer.write(request(served)[:40])
+        await pass_seconds(entrance, HEAD_SECONDS)
+        writer.write(request(served)[40:50])
+        await asyncio.sleep(0.05)
+        assert entrance.connections
+        entrance.sweep()
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 408") and b'{"error":' in answer
+
+    on_a_clock(served, scenario)
+
+
+def test_a_request_in_the_pipeline_is_the_pipelines_to_time(served: Any) -> None:
+    served.pipeline.delays["a"] = 0.3
+
+    async def scenario(entrance: Entrance, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(request(served))
+        await pass_seconds(entrance, 1000)
+        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+
+    on_a_clock(served, scenario)
+
+
+def test_a_client_that_never_reads_is_cut_off(start: Any) -> None:
+    served = start(tensors=[{"name": "x", "datatype": "FP32", "shape": [65536]}])
+    served.pipeline.delays["a"] = 0.2
+    header = json.dumps(
+        {
+            "inputs": [
+                {"name": "x", "shape": [64, 65536], "datatype": "FP32", "parameters": {"binary_data_size": 1 << 24}}
+            ],
+            "parameters": {"binary_data_output": True},
+        }
+    ).encode()
+    body = header + bytes(1 << 24)
+
+    async def scenario(entrance: Entrance, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        entrance.heads = HeadReader([served.path], 1 << 26)
+        writer.write(served.head(body, Inference_Header_Content_Length=len(header)) + body)
+        await writer.drain()
+        assert await asyncio.to_thread(lambda: holding(served, 1) and holding(served, 0))
+        await pass_seconds(entrance, STALL_SECONDS)
+        assert entrance.connections
+        await pass_seconds(entrance, 1)
+        assert not entrance.connections
+
+    on_a_clock(served, scenario)
