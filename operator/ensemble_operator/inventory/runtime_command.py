@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from ensemble_runtime.errors import EnsembleError
@@ -25,19 +26,27 @@ class RuntimeCommandError(EnsembleError):
         self.exit_code = exit_code
 
 
-def records(*arguments: str) -> Iterator[Any]:
+def records(*arguments: str, document: object = None) -> Iterator[Any]:
     """Run `python -m ensemble_runtime ARGUMENTS` and give each line of its output, parsed, as it comes.
 
     The process ends with the iteration, also when that is broken off.
+
+    Args:
+        arguments: The command and its options.
+        document: What the command is to read, in JSON; it goes through stdin, so that no file is left behind.
 
     Raises:
         RuntimeCommandError: The command failed; the message is its own.
     """
     command = [sys.executable, "-m", "ensemble_runtime", "--log-level", "WARNING", *arguments]
+    if document is not None:
+        command.append("/dev/stdin")
     with tempfile.TemporaryFile("w+") as errors:  # a file, for nobody reads a pipe while the output is being read
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-        assert process.stdout is not None
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True)
+        assert process.stdin is not None and process.stdout is not None
         try:
+            with suppress(BrokenPipeError), process.stdin:  # it ended without reading; its exit code tells why
+                json.dump(document, process.stdin)
             for line in process.stdout:
                 yield json.loads(line)
             code = process.wait()

@@ -1,0 +1,188 @@
+"""The entry point of `ensemblectl`: every command with its help. What they do is imported only when they are called."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ensemble_operator.cli.output import Output, note
+from ensemble_runtime.errors import EnsembleError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "Serve an ensemble of deep networks from one manifest.\n\n"
+        "`ensemblectl plan FILE` shows who would run where, `ensemblectl up FILE` serves it, `ensemblectl predict` and "
+        "`ensemblectl bench` use it. Data goes to stdout, progress and messages to stderr.\n\n"
+        "Exit codes: 0 done, 2 wrong usage, 65 wrong manifest or data, 66 to 73 as the runtime's (model, digest, "
+        "format, device, memory, shared memory, port, start), 74 no server, 76 refused by the server, 130 Ctrl-C."
+    ),
+)
+
+Manifest = Annotated[Path, typer.Argument(metavar="FILE", help="The manifest: an InferenceEnsemble in YAML.")]
+Address = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE|URL",
+        help="http://HOST:PORT of a server, with /v2/models/NAME behind it where it serves several; or the manifest of "
+        "an ensemble that is being served on this machine, at --port.",
+    ),
+]
+ProfileFiles = Annotated[
+    list[Path] | None,
+    typer.Option("--profiles", metavar="FILE", help="ModelProfiles besides those in the manifest; may be repeated."),
+]
+Port = Annotated[int, typer.Option("--port", min=1, max=65_535, help="Port of 127.0.0.1.")]
+Form = Annotated[Output, typer.Option("--output", "-o", help="A table for people, JSON or YAML for programs.")]
+
+
+@app.command()
+def up(
+    file: Manifest,
+    port: Port = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    profiles: ProfileFiles = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the runtime's own log on stderr.")] = False,
+    output: Form = Output.TABLE,
+) -> None:
+    """Serve an ensemble on this machine until Ctrl-C.
+
+    Checks the manifest, fetches the models, measures what is not known of their cost, plans, starts the runtime, and
+    says when it is ready and how to send a request.
+
+    **Examples**
+
+        ensemblectl up ensemble.yaml
+
+        ensemblectl up ensemble.yaml --port 9000 -v
+    """
+    from ensemble_operator.cli.up import serve
+
+    sys.exit(serve(file, host, port, profiles or [], verbose=verbose, output=output))
+
+
+@app.command()
+def plan(
+    file: Manifest,
+    profiles: ProfileFiles = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Try the best three plans live; keep the fastest.")
+    ] = False,
+    output: Form = Output.TABLE,
+) -> None:
+    """Show which device would run which member at which batch size, and how fast that is.
+
+    Ctrl-C ends the search with the best plan so far. Simulated devices (`spec.devices.simulated`) need neither models
+    nor hardware: their costs stand in ModelProfile documents.
+
+    **Examples**
+
+        ensemblectl plan ensemble.yaml
+
+        ensemblectl plan ensemble.yaml --measure
+
+        ensemblectl plan ensemble.yaml -o json | jq .rate
+    """
+    from ensemble_operator.cli.plan import show_plan
+
+    show_plan(file, profiles or [], measure=measure, output=output)
+
+
+@app.command()
+def profile(
+    file: Manifest,
+    profiles: ProfileFiles = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Measure again what was measured before.")] = False,
+    output: Form = Output.TABLE,
+) -> None:
+    """Measure what each member costs on each type of device here, at each batch size.
+
+    Results are kept under ~/.cache/ensembles (or $XDG_CACHE_HOME) and used by `plan` and `up`. JSON and YAML give
+    ModelProfile documents, which can be edited, put into a manifest or given to --profiles.
+
+    **Examples**
+
+        ensemblectl profile ensemble.yaml
+
+        ensemblectl profile ensemble.yaml --refresh -o yaml > profiles.yaml
+    """
+    from ensemble_operator.cli.profile import show_profiles
+
+    show_profiles(file, profiles or [], refresh=refresh, output=output)
+
+
+@app.command()
+def predict(
+    address: Address,
+    data: Annotated[
+        Path,
+        typer.Option(help="Rows: .npy (one input), .npz (an array an input), or .json (a list, or lists by input)."),
+    ],
+    port: Port = 8000,
+    rows: Annotated[int, typer.Option(min=1, max=65_536, help="Most rows of one request.")] = 256,
+    members: Annotated[bool, typer.Option("--members", help="Also what each member put out.")] = False,
+    disagreement: Annotated[bool, typer.Option("--disagreement", help="Also how much the members disagree.")] = False,
+    save: Annotated[Path | None, typer.Option(help="Write the outputs to an .npz instead of stdout.")] = None,
+    output: Form = Output.TABLE,
+) -> None:
+    """Predict the rows of a file with an ensemble that is being served.
+
+    **Examples**
+
+        ensemblectl predict ensemble.yaml --data images.npy
+
+        ensemblectl predict http://127.0.0.1:8000 --data rows.json -o json
+
+        ensemblectl predict http://127.0.0.1:8000 --data held-out.npz --members --save outputs.npz
+    """
+    from ensemble_operator.cli.predict import show_predictions
+
+    wanted = {name: True for name, flag in (("return_members", members), ("disagreement", disagreement)) if flag}
+    show_predictions(address, port, data, rows_per_request=rows, parameters=wanted, save=save, output=output)
+
+
+@app.command()
+def bench(
+    address: Address,
+    port: Port = 8000,
+    connections: Annotated[int, typer.Option("--connections", "-c", min=1, max=4096, help="Requests in flight.")] = 16,
+    rows: Annotated[int, typer.Option("--rows", "-r", min=1, max=65_536, help="Rows of each request.")] = 1,
+    seconds: Annotated[float, typer.Option("--seconds", "-s", min=0.1, max=3600, help="How long to measure.")] = 5.0,
+    output: Form = Output.TABLE,
+) -> None:
+    """Put load on an ensemble that is being served, and report throughput and latency.
+
+    Each connection sends its next request when it has the answer to the last. A fifth of the time is added before, to
+    warm up. Rows are random.
+
+    **Examples**
+
+        ensemblectl bench http://127.0.0.1:8000
+
+        ensemblectl bench http://127.0.0.1:8000 -c 8 -r 64 -s 10 -o json
+    """
+    from ensemble_operator.cli.bench import show_load
+
+    show_load(address, port, connections=connections, rows=rows, seconds=seconds, output=output)
+
+
+def main() -> None:
+    """Run `ensemblectl`; failures are told in one line and an exit code."""
+    try:
+        app()
+    except EnsembleError as error:
+        note(f"ensemblectl: {error}")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
