@@ -42,10 +42,10 @@ class Model(Protocol):
 
 
 def as_declared(array: Array, spec: TensorSpec) -> Array:
-    """The output in the datatype that the manifest declares; casts within a kind (FP64 to FP32), never across.
+    """The output in the datatype that the manifest declares.
 
     Raises:
-        ModelInvalidError: the cast would cross kinds, e.g. FP32 to INT64.
+        ModelInvalidError: the cast would lose more than precision or range, e.g. FP32 to INT64.
     """
     wanted = _DTYPES[spec.datatype]
     if array.dtype == wanted:

@@ -78,5 +78,9 @@ def _retype(graph: torch.fx.Graph, precision: torch.dtype) -> None:
     for node in list(graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             graph.erase_node(node)
-        elif node.kwargs.get("dtype") is torch.float32 and not node.all_input_nodes:
+        elif node.kwargs.get("dtype") is torch.float32 and not any(map(_is_tensor, node.all_input_nodes)):
             node.update_kwarg("dtype", precision)
+
+
+def _is_tensor(node: torch.fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.Tensor)

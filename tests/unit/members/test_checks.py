@@ -70,9 +70,7 @@ def test_a_row_without_elements_is_sound():
 @given(shape=st.lists(st.integers(0, 6), min_size=1, max_size=3).map(tuple), rows=st.integers(1, 6))
 def test_only_shapes_of_the_manifest_pass(spec, shape, rows):
     dims = shape[1:]
-    fits = shape[0] == rows and (
-        dims == (3,) if spec is P else len(dims) == 2 and 1 <= dims[0] <= 5 and dims[1] == 4
-    )
+    fits = shape[0] == rows and (dims == (3,) if spec is P else len(dims) == 2 and 1 <= dims[0] <= 5 and dims[1] == 4)
     answers = [np.zeros(shape, np.float32)]
     if fits:
         check_outputs("m", answers, [spec], rows)
@@ -126,7 +124,7 @@ def test_an_exception_as_one_line(error, line):
     assert first_line(error) == line
 
 
-def test_casts_stay_within_a_kind():
+def test_casts_lose_no_more_than_precision():
     assert as_declared(np.ones((1, 3)), P).dtype == np.float32
     already = np.ones((1, 3), np.float32)
     assert as_declared(already, P) is already
