@@ -45,7 +45,10 @@ def main(benchmark: Callable[[Effort], Report], *, seconds: float = 8, rounds: i
     parser.add_argument("--rounds", type=int, default=rounds, help=f"timed runs of each side (default {rounds})")
     parser.add_argument("--record", action="store_true", help="write the report into docs/benchmarks.md")
     options = parser.parse_args()
-    report = benchmark(Effort(options.seconds, options.rounds))
+    try:
+        report = benchmark(Effort(options.seconds, options.rounds))
+    except RuntimeError as error:
+        sys.exit(f"{script}: {error}")
     text = render(f"python benchmarks/{script}", report)
     print(text)
     if options.record:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -64,8 +65,10 @@ def wrk(target: Target, connections: int, seconds: float, warm: float = 0) -> Lo
             weigh; with a warm-up only answers within the counted seconds are counted, which is the steady state.
 
     Raises:
-        RuntimeError: an answer was missing or no success; a benchmark of errors is none.
+        RuntimeError: an answer was missing or no success (a benchmark of errors is none), or there is no wrk.
     """
+    if shutil.which("wrk") is None:
+        raise RuntimeError("wrk is not installed; on Debian: apt-get install wrk")
     with tempfile.TemporaryDirectory() as folder:
         body = Path(folder) / "body"
         body.write_bytes(target.body)

@@ -35,7 +35,7 @@ INPUT = TensorSpec(name="x", datatype=Datatype.FP32, shape=(8,))
 OUTPUT = TensorSpec(name="y", datatype=Datatype.FP32, shape=(10,))
 ROWS = 32
 QUEUE_ROWS = 8192
-BATCHES_IN_FLIGHT = 4
+BATCHES_IN_FLIGHT = 2
 """Rows on their way, in full batches of all the cells of the member that has the most of them."""
 WARM = 8.0
 TARGET = 0.95
@@ -140,4 +140,4 @@ def _reached(config: RuntimeConfig, connections: int, side: str, effort: Effort)
 
 
 if __name__ == "__main__":
-    main(simulated, seconds=30, rounds=1)
+    main(simulated, seconds=40, rounds=1)
