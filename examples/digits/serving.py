@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import socket
 import subprocess
 import sys
@@ -74,8 +73,8 @@ def _plan(server: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def _stop(server: subprocess.Popen[str]) -> None:
-    """As Ctrl-C does, but killed if that does not end it."""
-    server.send_signal(signal.SIGINT)
+    """By SIGTERM: a process in the background may have been started deaf to SIGINT. Killed if that does not end it."""
+    server.terminate()
     try:
         server.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
