@@ -15,7 +15,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
     help=(
         "Serve an ensemble of deep networks from one manifest.\n\n"
@@ -57,7 +57,7 @@ def up(
     Checks the manifest, fetches the models, measures what is not known of their cost, plans, starts the runtime, and
     says when it is ready and how to send a request.
 
-    **Examples**
+    [bold]Examples[/]
 
         ensemblectl up ensemble.yaml
 
@@ -82,7 +82,7 @@ def plan(
     Ctrl-C ends the search with the best plan so far. Simulated devices (`spec.devices.simulated`) need neither models
     nor hardware: their costs stand in ModelProfile documents.
 
-    **Examples**
+    [bold]Examples[/]
 
         ensemblectl plan ensemble.yaml
 
@@ -107,7 +107,7 @@ def profile(
     Results are kept under ~/.cache/ensembles (or $XDG_CACHE_HOME) and used by `plan` and `up`. JSON and YAML give
     ModelProfile documents, which can be edited, put into a manifest or given to --profiles.
 
-    **Examples**
+    [bold]Examples[/]
 
         ensemblectl profile ensemble.yaml
 
@@ -134,7 +134,7 @@ def predict(
 ) -> None:
     """Predict the rows of a file with an ensemble that is being served.
 
-    **Examples**
+    [bold]Examples[/]
 
         ensemblectl predict ensemble.yaml --data images.npy
 
@@ -162,7 +162,7 @@ def bench(
     Each connection sends its next request when it has the answer to the last. A fifth of the time is added before, to
     warm up. Rows are random.
 
-    **Examples**
+    [bold]Examples[/]
 
         ensemblectl bench http://127.0.0.1:8000
 

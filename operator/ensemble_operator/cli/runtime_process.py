@@ -95,7 +95,7 @@ class RuntimeProcess:
 
 
 def require_free_port(host: str, port: int) -> None:
-    """Refuse a port on which another server answers, before anything else is done, and before that one is taken for ours.
+    """Refuse a port on which another server answers: it could be taken for ours.
 
     Raises:
         PortTakenError: The address is in use, or is not one of this machine's.

@@ -12,7 +12,7 @@ import os
 import platform
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -31,13 +31,18 @@ def default_root() -> Path:
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """What this machine's CPU calls itself, e.g. 'AMD EPYC 7763 64-Core Processor'; else the architecture."""
-    try:
-        fields = (line.partition(":") for line in cpuinfo.read_text().splitlines())
-        found = next((value.strip() for name, _, value in fields if name.strip() == "model name"), "")
-    except OSError:
-        found = ""
-    return found or platform.processor() or platform.machine()
+    """What this machine's CPU is, e.g. 'AMD EPYC 7763 64-Core Processor (25-1-1)'; else the architecture.
+
+    Family, model and stepping are added because virtual machines often call every CPU by the same name.
+    """
+    fields: dict[str, str] = {}
+    with suppress(OSError):
+        for line in cpuinfo.read_text().splitlines():
+            name, _, value = line.partition(":")
+            fields.setdefault(name.strip(), value.strip())
+    version = "-".join(fields[name] for name in ("cpu family", "model", "stepping") if name in fields)
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    return f"{name} ({version})" if version else name
 
 
 class _StoredPoint(Schema):

@@ -82,8 +82,9 @@ def test_types_that_are_not_file_names_stay_apart(tmp_path: Path) -> None:
 
 def test_the_cpu_says_what_it_is(tmp_path: Path) -> None:
     info = tmp_path / "cpuinfo"
-    info.write_text("processor : 0\nvendor_id : X\nmodel name\t: AMD EPYC 7763 64-Core Processor\n")
-    assert cpu_model(info) == "AMD EPYC 7763 64-Core Processor"
+    core = "processor : %d\ncpu family : 25\nmodel\t\t: 1\nmodel name\t: AMD EPYC 7763 64-Core Processor\nstepping: 2\n"
+    info.write_text(core % 0 + core % 1)
+    assert cpu_model(info) == "AMD EPYC 7763 64-Core Processor (25-1-2)"
     assert cpu_model(tmp_path / "none") != ""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble_operator.api.manifest import load_profiles
@@ -64,6 +64,7 @@ def test_a_want_in_part_there_lacks_only_the_rest() -> None:
     assert known.missing(asked) == (Want(A, "cpu-1", "FP32", (2, 8, 16)), Want(B, "cpu-1", "FP32", (1,)))
 
 
+@settings(deadline=None)
 @given(st.lists(profiles, max_size=6), st.lists(wants, max_size=4))
 def test_what_is_missing_is_what_is_wanted_and_not_there(known: list[Profile], asked: list[Want]) -> None:
     all_known = table(known)
@@ -73,6 +74,7 @@ def test_what_is_missing_is_what_is_wanted_and_not_there(known: list[Profile], a
     assert missing == wanted - there
 
 
+@settings(deadline=None)
 @given(profiles, profiles)
 def test_joining_keeps_every_batch_size_once_and_in_order(one: Profile, other: Profile) -> None:
     sizes = [point.batch_size for point in joined(one, other).points]
