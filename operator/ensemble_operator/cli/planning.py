@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ensemble_operator.planner.plan import Plan
     from ensemble_operator.planner.problem import Problem
-    from ensemble_operator.planner.solve import Progress
+    from ensemble_operator.planner.campaign import Progress
 
 _WIDEST = 12
 

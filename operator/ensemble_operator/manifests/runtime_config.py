@@ -26,7 +26,7 @@ def runtime_config(
     used = {device.name: device for device, _, _ in plan.cells}
     return RuntimeConfig(
         name=ensemble.metadata.name,
-        members=tuple(_member(member, digests[member.name]) for member in spec.members),
+        members=tuple(plain_member(member, digests[member.name]) for member in spec.members),
         inputs=spec.inputs,
         outputs=spec.outputs,
         combination=spec.combination,
@@ -38,7 +38,8 @@ def runtime_config(
     )
 
 
-def _member(member: MemberSpec, digest: str) -> Member:
+def plain_member(member: MemberSpec, digest: str) -> Member:
+    """A member as the runtime knows it, pinned to a digest."""
     return Member(
         name=member.name,
         model=member.model.model_copy(update={"sha256": digest}),
@@ -48,7 +49,8 @@ def _member(member: MemberSpec, digest: str) -> Member:
     )
 
 
-def _device(device: Device, plan: Plan) -> config.Device:
+def plain_device(device: Device, seconds: dict[str, dict[int, float]] | None = None) -> config.Device:
+    """A device as the runtime knows it; `seconds` are the stated costs of a simulated one."""
     return config.Device(
         name=device.name,
         kind=device.kind,
@@ -56,8 +58,12 @@ def _device(device: Device, plan: Plan) -> config.Device:
         memory_bytes=device.memory_bytes,
         cores=device.cores,
         uuid=device.uuid,
-        seconds=_stated_seconds(device, plan) if device.kind is DeviceKind.SIMULATED else {},
+        seconds=seconds or {},
     )
+
+
+def _device(device: Device, plan: Plan) -> config.Device:
+    return plain_device(device, _stated_seconds(device, plan) if device.kind is DeviceKind.SIMULATED else None)
 
 
 def _stated_seconds(device: Device, plan: Plan) -> dict[str, dict[int, float]]:
