@@ -38,6 +38,8 @@ def model_config(config: RuntimeConfig, max_rows: int) -> dict[str, Any]:
         "predictions": config.combination.predictions.value,
         "members": ",".join(member.name for member in config.members),
     }
+    if config.predicted_rows_per_second is not None:  # the plan's promise, for those who measure
+        facts["predicted_rows_per_second"] = f"{config.predicted_rows_per_second:.9g}"
     return {
         "name": config.name,
         "platform": "ensemble",
