@@ -24,6 +24,7 @@ from ensemble_runtime.pipeline.arena import (
     CANCELLED,
     DISAGREE,
     OPEN,
+    RAISED,
     READY,
     REASONS,
     SERVICES,
@@ -34,10 +35,9 @@ from ensemble_runtime.pipeline.combination import (
     CANCEL,
     DONE,
     DONE_PARTIAL,
-    DONE_TIMED_OUT,
     EXPIRE,
     NOTHING,
-    TIME_OUT,
+    TIMED_OUT,
 )
 from ensemble_runtime.pipeline.disagreement import SIGNALS
 from ensemble_runtime.pipeline.intake import HIGH, NORMAL
@@ -61,7 +61,7 @@ _ENTRY = Struct("<IIII")
 _RETRY_AFTER = 1.0
 _SWEEPS_PER_DEADLINE = 50
 _DEAD_COMBINER_GRACE = 1.0
-"""Seconds after which a time-out is said again: the combiner that was to hear it may have died."""
+"""Seconds after which a deadline is said again: the combiner that was to hear it may have died."""
 
 _FILLING, _WAITING, _ENDED = range(3)
 
@@ -176,7 +176,7 @@ class Batcher:
         generation[slot] = lease.generation
         base[slot] = lease.base
         row_count[slot] = rows
-        flags[slot] = ACTIVE | DISAGREE if options.disagreement else ACTIVE
+        flags[slot] = DISAGREE if options.disagreement else 0
         min_members[slot] = min(options.min_members or self._needed, len(self._combined))
         phase[slot] = OPEN
         remaining, shadowed = self._counts
@@ -242,8 +242,11 @@ class Batcher:
         else:
             by_size = {size: _segments(leases, size) for size in set(arena.geometry.segments)}
             blobs = [by_size[size] for size in arena.geometry.segments]
+        flags = self._table[3]
         for lease in leases:
             arena.status[:, lease.base : lease.base + lease.rows] = 0
+            # Last: a combiner that takes over believes what it reads of an active request.
+            flags[lease.slot] |= ACTIVE
         for queues, blob in zip(arena.queues, blobs, strict=True):
             queues[queue].push(blob)
 
@@ -275,9 +278,7 @@ class Batcher:
             return
         completions = self._arena.completions
         waiting = len(completions)
-        records = completions.peek(waiting).tolist()
-        completions.head += waiting
-        for slot, generation, verdict, settled in records:
+        for slot, generation, verdict, settled in completions.peek(waiting).tolist():
             lease = self._leases[slot]
             if lease is None or lease.generation != generation:
                 continue
@@ -287,6 +288,8 @@ class Batcher:
                 self._answer(lease, verdict)
             elif settled and lease.released:
                 self._free(lease)
+        # Last: to a combiner that takes over, an empty ring says that the request table knows of every answer.
+        completions.head += waiting
 
     def _answer(self, lease: RowLease, verdict: int) -> None:
         done = lease.done
@@ -308,9 +311,11 @@ class Batcher:
             used = self._arena.used[lease.slot]
             missing = [m for m in self._combined if not used[m]]
             return Outcome(Verdict.PARTIAL, {self._names[m]: self._reason(m, status[m]) for m in missing})
-        late = verdict == DONE_TIMED_OUT
+        late = verdict == TIMED_OUT
         missing = [m for m in self._combined if ((status[m] != ARRIVED) if late else (status[m] > ARRIVED)).any()]
         reasons = {self._names[m]: self._reason(m, status[m]) for m in missing}
+        if not reasons:  # every member has answered, and their combination failed
+            reasons = {"combination": REASONS[0 if late else RAISED]}
         return Outcome(Verdict.TIMED_OUT if late else Verdict.MEMBER_FAILED, reasons)
 
     def _reason(self, member: int, status: NDArray[np.uint8]) -> str:
@@ -343,22 +348,24 @@ class Batcher:
         return min(0.05, max(0.001, self._shortest / _SWEEPS_PER_DEADLINE))
 
     def _look_at_the_clock(self) -> None:
+        self._sweep = None
         now = self._loop.time()
         for slot in np.flatnonzero(self._deadlines <= now).tolist():
-            self._deadlines[slot] = math.inf
+            self._deadlines[slot] = now + _DEAD_COMBINER_GRACE
             self._control(self._leases[slot], EXPIRE)
         for slot in np.flatnonzero(self._timeouts <= now).tolist():
-            self._timeouts[slot] = now + _DEAD_COMBINER_GRACE
-            self._control(self._leases[slot], TIME_OUT)
-        if np.isfinite(self._timeouts).any():
-            self._sweep = self._loop.call_later(self._period(), self._look_at_the_clock)
-        else:
-            self._sweep = None
+            if (lease := self._leases[slot]) is not None:
+                # Not the combiner's decision: it may be dead, or at work for too long.
+                self._control(lease, CANCEL)
+                self._answer(lease, TIMED_OUT)
+        if not np.isfinite(self._timeouts).any():
             self._shortest = min(self._timeout, self._patience)
+        elif self._sweep is None:
+            self._sweep = self._loop.call_later(self._period(), self._look_at_the_clock)
 
     def _control(self, lease: RowLease | None, operation: int) -> None:
         controls = self._arena.controls
-        # Full only when the combiner is gone and its successor has not come yet; time-outs are said again.
+        # Full only when the combiner is gone and its successor has not come yet; deadlines are said again.
         if lease is not None and len(controls) < len(controls.table):
             controls.push(_ENTRY.pack(lease.slot, lease.generation, operation, 0))
             ring(self._wiring.combiner)

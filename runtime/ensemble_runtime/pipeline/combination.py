@@ -7,6 +7,7 @@ members' rows stay where they are until the request is over. A new process after
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from struct import Struct
@@ -28,15 +29,17 @@ log = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 
-# Operations of the control ring: the gateway gave up on a request; its quorum deadline has passed; its time is up.
-CANCEL, EXPIRE, TIME_OUT = range(1, 4)
+# Operations of the control ring: the gateway gave up on a request; its quorum deadline has passed.
+CANCEL, EXPIRE = range(1, 3)
 
 _RECORD = Struct("<IIII")
+_PAUSE = 0.001
 _FEW = 3
 """So many reports are taken one by one sooner than numpy takes them together."""
 
-# Completions are (slot, generation, verdict, whether every dispatched row is accounted for).
-NOTHING, DONE, DONE_PARTIAL, DONE_FAILED, DONE_TIMED_OUT = range(5)
+# Completions are (slot, generation, verdict, whether every dispatched row is accounted for). The last verdict is the
+# gateway's own: it watches the clock.
+NOTHING, DONE, DONE_PARTIAL, DONE_FAILED, TIMED_OUT = range(5)
 
 
 def combine_until_killed(arena: Arena, wiring: Wiring, paths: dict[str, Path]) -> int:
@@ -48,6 +51,10 @@ def combine_until_killed(arena: Arena, wiring: Wiring, paths: dict[str, Path]) -
         paths: Holds the stacking model's file under its reserved name, where the rule asks for one.
     """
     combiner = Combiner(arena, paths)
+    while len(arena.completions):
+        # Until the gateway has read what the last combiner told it, the request table does not tell who is answered.
+        ring(wiring.gateway)
+        time.sleep(_PAUSE)
     combiner.recover()
     while True:
         if combiner.turn():
@@ -114,19 +121,32 @@ class Combiner:
                 for entry in reports.peek(waiting):
                     arena.status[self._member(index, entry), rows_of(entry[None])] = _code(entry)
                 reports.head += waiting
-        unread = arena.completions.peek(len(arena.completions))
-        answered = {(slot, generation) for slot, generation, verdict, _ in unread.tolist() if verdict != NOTHING}
         for slot in np.flatnonzero(arena.flags & ACTIVE).tolist():
-            status = arena.status[:, self._rows(slot)]
-            arena.remaining[slot] = np.count_nonzero(status[self._combined] == 0)
-            arena.shadowed[slot] = np.count_nonzero(status == 0) - arena.remaining[slot]
-            if arena.phase[slot] == ANSWERED or (slot, int(arena.generation[slot])) in answered:
-                self._closed[slot] = True
-                self._closures += 1
-                self._settle(slot)
-            else:
-                self._irregular.add(slot)
-                self._judge(slot)
+            self._adopt(slot)
+
+    def _adopt(self, slot: int) -> None:
+        """Take up a request where the last combiner left it, while the gateway goes on writing the request table."""
+        arena = self._arena
+        generation = int(arena.generation[slot])
+        active = arena.flags[slot] & ACTIVE
+        status = arena.status[:, self._rows(slot)]
+        remaining = np.count_nonzero(status[self._combined] == 0)
+        shadowed = np.count_nonzero(status == 0) - remaining
+        answered = arena.phase[slot] == ANSWERED
+        if not active or arena.generation[slot] != generation:
+            return  # it has ended meanwhile, and what was read may be of two requests
+        if answered and not remaining and not shadowed:
+            # Perhaps the gateway has not been told yet; perhaps it has, and gives the slot away at any moment.
+            self._completions.append(_RECORD.pack(slot, generation, NOTHING, True))
+            return
+        # Nobody but this process can end it from here on.
+        arena.remaining[slot], arena.shadowed[slot] = remaining, shadowed
+        if answered:
+            self._closed[slot] = True
+            self._closures += 1
+        else:
+            self._irregular.add(slot)
+            self._judge(slot)
 
     def _publish(self) -> bool:
         if not self._completions:
@@ -354,7 +374,7 @@ class Combiner:
             self._expired.add(slot)
             self._judge(slot)
         else:
-            self._close(slot, DONE_TIMED_OUT if operation == TIME_OUT else NOTHING)
+            self._close(slot, NOTHING)
 
     def _view(self, slot: int, output: int, member: int, area: memoryview) -> Array:
         """A request's rows in an output area, in the shape that the member gave them."""

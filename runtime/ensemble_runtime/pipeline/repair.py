@@ -30,7 +30,8 @@ def give_back(arena: Arena, wiring: Wiring, cell: int) -> None:
     if len(lost):
         lost[:, 3] = DIED | member << 16
         arena.reports[nobody].push(lost.tobytes())
-        ring(wiring.combiner)
+    # In any case: the cell may have died between its last report and the doorbell.
+    ring(wiring.combiner)
     if len(entries):
         log.warning("took back work", extra={"member": name, "again": len(again), "failed": len(lost)})
     for process, cells in enumerate(arena.geometry.processes):
