@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -74,10 +75,28 @@ class Result:
 
 @dataclass
 class _Tally:
-    begin: float
-    end: float
+    """Counts answers from the moment that the pipeline is full: the warm-up is over, and as many answers came as
+    requests are in flight. Before that, their rate is not the one that lasts.
+    """
+
+    load: Load
+    warm: float
+    """When the warm-up is over."""
+    begin: float = math.inf
+    answers: int = 0
     refused: int = 0
     latencies: list[float] = field(default_factory=list)
+
+    @property
+    def end(self) -> float:
+        return self.begin + self.load.seconds
+
+    def answered(self, sent: float, now: float) -> None:
+        self.answers += 1
+        if self.begin < now <= self.end:
+            self.latencies.append(now - sent)
+        elif self.begin == math.inf and now >= self.warm and self.answers >= self.load.connections:
+            self.begin = now
 
 
 def put_load(server: Server, load: Load, tick: Callable[[float], None] = lambda _: None) -> Result:
@@ -97,20 +116,21 @@ def put_load(server: Server, load: Load, tick: Callable[[float], None] = lambda 
     except ExceptionGroup as group:  # what one connection meets, the others meet too
         raise group.exceptions[0] from None
     except TimeoutError:
-        raise ServerRefusedError(f"{server.base}: no answer for {_PATIENCE_SECONDS:g} s") from None
+        message = f"{server.base}: not enough answers within {_PATIENCE_SECONDS:g} s more than the time to measure"
+        raise ServerRefusedError(message) from None
 
 
 async def _run(server: Server, load: Load, tick: Callable[[float], None]) -> Result:
     request = encode(server, random_rows(server, load.rows), slice(None), {})
     start = time.perf_counter()
-    begin = start + load.seconds * _WARM_UP_SHARE
-    tally = _Tally(begin, begin + load.seconds)
-    async with asyncio.timeout(load.seconds * (1 + _WARM_UP_SHARE) + _PATIENCE_SECONDS), asyncio.TaskGroup() as group:
-        group.create_task(_tell(start, tally.end, tick))
+    expected = load.seconds * (1 + _WARM_UP_SHARE)
+    tally = _Tally(load, start + load.seconds * _WARM_UP_SHARE)
+    async with asyncio.timeout(expected + _PATIENCE_SECONDS), asyncio.TaskGroup() as group:
+        group.create_task(_tell(start, expected, tally, tick))
         for _ in range(load.connections):
             group.create_task(_send(server, request, tally))
     if not tally.latencies:
-        raise ServerRefusedError(f"no answer within {load.seconds:g} s; {tally.refused} requests were refused")
+        raise ServerRefusedError(f"no answer within {load.seconds:g} s; measure for longer")
     return Result(load, len(tally.latencies), tally.refused, tuple(sorted(tally.latencies)))
 
 
@@ -119,21 +139,20 @@ async def _send(server: Server, request: bytes, tally: _Tally) -> None:
     try:
         while (sent := time.perf_counter()) < tally.end:
             reply = await connection.request(request)
-            now = time.perf_counter()
             if reply.status == 503:
                 tally.refused += 1
                 await asyncio.sleep(min(reply.retry_after or _TICK_SECONDS, _LONGEST_PAUSE_SECONDS))
             elif reply.status != 200:
                 raise ServerRefusedError(f"{reply.status} {reason(reply.body)}")
-            elif tally.begin <= now < tally.end:
-                tally.latencies.append(now - sent)
+            else:
+                tally.answered(sent, time.perf_counter())
     finally:
         connection.close()
 
 
-async def _tell(start: float, end: float, tick: Callable[[float], None]) -> None:
-    while (now := time.perf_counter()) < end:
-        tick((now - start) / (end - start))
+async def _tell(start: float, expected: float, tally: _Tally, tick: Callable[[float], None]) -> None:
+    while (now := time.perf_counter()) < tally.end:
+        tick(min((now - start) / expected, 1.0))
         await asyncio.sleep(_TICK_SECONDS)
 
 

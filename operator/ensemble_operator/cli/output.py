@@ -60,13 +60,13 @@ def progress(*, quiet: bool = False) -> Progress:
 
 
 def grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> RenderableType:
-    """A table under a title: the first `left` columns hold words, the others figures."""
+    """A table under a title: words in the first `left` columns, figures in the others. Without names there is no head."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(columns))
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i < left else "right", overflow="fold")
     for row in rows:

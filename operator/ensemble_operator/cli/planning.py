@@ -12,9 +12,9 @@ from ensemble_operator.cli.output import figure, grid, note, progress
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from ensemble_operator.planner.campaign import Progress
     from ensemble_operator.planner.plan import Plan
     from ensemble_operator.planner.problem import Problem
-    from ensemble_operator.planner.campaign import Progress
 
 _WIDEST = 12
 
