@@ -26,7 +26,6 @@ class Gpu:
     pci_bus_id: str
     """Of the physical GPU, e.g. 00000000:65:00.0."""
     free_bytes: int
-    total_bytes: int
 
 
 def gpus() -> tuple[Gpu, ...]:
@@ -104,13 +103,11 @@ def _parts(handle: Any) -> list[Any]:
 
 
 def _describe(part: Any, parent: Any) -> Gpu:
-    memory = pynvml.nvmlDeviceGetMemoryInfo(part)
     return Gpu(
         uuid=_text(pynvml.nvmlDeviceGetUUID(part)),
         product=_text(pynvml.nvmlDeviceGetName(part)).strip().replace(" ", "-"),
         pci_bus_id=_pci_bus_id(parent),
-        free_bytes=int(memory.free),
-        total_bytes=int(memory.total),
+        free_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(part).free),
     )
 
 

@@ -223,7 +223,9 @@ def _http(uri: str) -> Iterator[tuple[BinaryIO, int | None]]:
             length = response.headers.get("Content-Length")
             yield response, int(length) if length and length.isdigit() else None
     except urllib.error.HTTPError as error:
-        raise ModelUnavailableError(f"model {redacted(uri)}: the server answers {error.code} {error.reason}") from error
+        raise ModelUnavailableError(
+            f"model {redacted(uri)}: the server answers {error.code} {_line(error.reason)}"
+        ) from error
     except (http.client.HTTPException, ValueError) as error:
         raise ModelUnavailableError(f"model {redacted(uri)}: no proper HTTP answer: {error!r}") from error
 
@@ -272,5 +274,11 @@ def _fsspec(uri: str, scheme: str) -> Iterator[tuple[BinaryIO, int | None]]:
 def _reason(error: OSError) -> str:
     """What an I/O error says, without the address that it may repeat."""
     if isinstance(error, urllib.error.URLError):
-        return str(error.reason)
+        return _line(error.reason)
+    if isinstance(error, TimeoutError):
+        return f"timed out, nothing came for {SILENCE_SECONDS:g} s"
     return error.strerror or type(error).__name__
+
+
+def _line(reason: object) -> str:
+    return " ".join(str(reason).split())

@@ -121,7 +121,7 @@ def test_a_wrong_output_shape_shows_at_warm_up(loaded, spec, onnx_mlp):
 def test_a_damaged_file_is_one_clear_line(loaded, spec, tmp_path, content):
     path = tmp_path / "bad.onnx"
     path.write_bytes(content)
-    with pytest.raises(ModelInvalidError, match="^member 'm': cannot be loaded by ONNX Runtime [^\n]+$"):
+    with pytest.raises(ModelInvalidError, match=r"^member 'm': cannot be loaded by ONNX Runtime [^\n]+$"):
         loaded(path, [spec("x", 4)], [spec("y", 3)], ONNX)
 
 

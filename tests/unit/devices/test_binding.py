@@ -25,7 +25,8 @@ try:
     observed = bind(device)
 except EnsembleError as error:
     sys.exit(f"{{error.exit_code}} {{error}}")
-print(json.dumps([observed, threads(device), sorted(os.sched_getaffinity(0)), dict(os.environ), "torch" in sys.modules]))
+affinity = sorted(os.sched_getaffinity(0))
+print(json.dumps([observed, threads(device), affinity, dict(os.environ), "torch" in sys.modules]))
 """
 
 

@@ -1,0 +1,193 @@
+"""`python -m ensemble_runtime devices | fetch | profile`, as the planner calls them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import onnx
+import psutil
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from ensemble_runtime.config import Device
+from ensemble_runtime.devices.local import discover
+
+MIB = 2**20
+COMMAND = [sys.executable, "-m", "ensemble_runtime", "--log-level", "WARNING"]
+
+
+def run(*arguments, document=None):
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        input=None if document is None else json.dumps(document),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def lines(finished):
+    assert finished.returncode == 0, finished.stderr
+    return [json.loads(line) for line in finished.stdout.splitlines()]
+
+
+@pytest.fixture
+def request_for(core, onnx_mlp, tmp_path):
+    """A profile request; models by member name."""
+
+    def make(batch_sizes=(1, 4), device=core, classes=3, features=4, **models):
+        members = [
+            {"name": name, "model": {"uri": path.as_uri(), "format": "ONNX"}}
+            for name, path in (models or {"m": onnx_mlp()}).items()
+        ]
+        return {
+            "members": members,
+            "inputs": [{"name": "x", "datatype": "FP32", "shape": [features]}],
+            "outputs": [{"name": "y", "datatype": "FP32", "shape": [classes]}],
+            "devices": [device.model_dump(mode="json", by_alias=True)],
+            "batchSizes": list(batch_sizes),
+        }
+
+    return make
+
+
+WIDE = 2**22
+"""Elements of a row of the wide model: 16 MiB."""
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """A model that adds a weight to each of very many elements, so that memory is what it needs."""
+    weights = np.ones((1, WIDE), np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Add", ["x", "w"], ["y"])],
+        "wide",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", WIDE])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", WIDE])],
+        [numpy_helper.from_array(weights, "w")],
+    )
+    path = tmp_path / "wide.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def test_devices_are_those_that_discovery_finds():
+    (found,) = lines(run("devices", "--cores-per-device", "1"))
+    assert [Device(**device).cores for device in found] == [device.cores for device in discover(1)]
+
+
+def test_fetch_tells_path_digest_and_size(request_for, onnx_mlp, tmp_path):
+    path = onnx_mlp()
+    request = request_for(m=path)
+    (record,) = lines(run("fetch", "/dev/stdin", document={"members": request["members"]}))
+    assert record.keys() == {"member", "path", "sha256", "size"}
+    assert (record["member"], record["path"], record["size"]) == ("m", str(path), path.stat().st_size)
+    assert lines(run("fetch", "/dev/stdin", document=request)) == [record]
+
+
+def test_profile_tells_progress_and_results(request_for, onnx_mlp):
+    records = lines(run("profile", "/dev/stdin", document=request_for((4, 1), a=onnx_mlp(), b=onnx_mlp())))
+    progress = [record for record in records if "done" in record]
+    results = [record for record in records if "digest" in record]
+    assert [(p["member"], p["batchSize"], p["done"]) for p in progress] == [
+        *(("a", 1, 0), ("a", 4, 1), ("a", 0, 2)),
+        *(("b", 1, 2), ("b", 4, 3), ("b", 0, 4)),
+    ]
+    assert all(p["deviceType"] == "cpu-1" and p["total"] == 4 for p in progress)
+    assert [result["batchSize"] for result in results] == [1, 4, 1, 4]
+    assert all(result["precision"] == "FP32" and len(result["digest"]) == 64 for result in results)
+    assert all(0 < result["seconds"] < 1 for result in results)
+    assert all(0 < result["memoryBytes"] < 64 * MIB < result["baselineBytes"] + 64 * MIB for result in results)
+
+
+def test_profiled_bytes_are_the_weights_and_the_working_memory(request_for, wide):
+    request = request_for((1, 8), classes=WIDE, features=WIDE, m=wide)
+    one, many = [record for record in lines(run("profile", "/dev/stdin", document=request)) if "digest" in record]
+    row = 4 * WIDE
+    assert one["memoryBytes"] >= 3 * row, "weights, input and output"
+    assert many["memoryBytes"] >= 17 * row, "weights, inputs and outputs"
+    assert many["memoryBytes"] <= 64 * row
+    assert many["seconds"] > one["seconds"]
+
+
+@pytest.fixture
+def profiling(request_for, wide, tmp_path):
+    """A running profile command whose first batch size is measured, and the processes that it measures in."""
+    (tmp_path / "request.json").write_text(json.dumps(request_for((1, 16, 32), classes=WIDE, features=WIDE, m=wide)))
+    command = [*COMMAND, "profile", str(tmp_path / "request.json")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while "digest" not in process.stdout.readline():
+            assert process.poll() is None
+        measuring = psutil.Process(process.pid).children()
+        assert measuring
+        yield process, measuring
+        process.kill()
+
+
+def test_a_size_that_the_measuring_process_does_not_survive_is_left_out(profiling):
+    process, measuring = profiling
+    for child in measuring:
+        child.kill()
+    rest, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "most likely for lack of memory; larger batches are not measured" in errors
+    assert not any("digest" in line and '"batchSize": 32' in line for line in rest.splitlines())
+
+
+def test_the_measuring_process_ends_with_the_command(profiling):
+    process, measuring = profiling
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(measuring, timeout=30)
+    assert not alive
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        ({"batchSizes": [0]}, 65, "batchSizes[0]: "),
+        ({"devices": []}, 65, "devices: "),
+        ({"surprise": 1}, 65, "surprise: "),
+        ({"outputs": [{"name": "y", "datatype": "FP32", "shape": [7]}]}, 68, "member 'm': output 'y' has shape [1, 3]"),
+    ],
+)
+def test_what_is_wrong_with_a_request_is_told_in_one_line_a_fault(request_for, change, code, message):
+    finished = run("profile", "/dev/stdin", document=request_for() | change)
+    assert finished.returncode == code
+    assert finished.stderr.startswith("ensemble-runtime: ")
+    assert message in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_a_missing_model_and_a_missing_core_have_codes_of_their_own(request_for, core, tmp_path):
+    assert run("profile", "/dev/stdin", document=request_for(m=tmp_path / "none.onnx")).returncode == 66
+    absent = core.model_copy(update={"cores": (100_000,)})
+    assert run("profile", "/dev/stdin", document=request_for(device=absent)).returncode == 69
+
+
+def test_there_is_nothing_to_measure_on_a_simulated_device(request_for):
+    device = Device(name="s0", kind="Simulated", type="sim", memory_bytes=1)
+    finished = run("profile", "/dev/stdin", document=request_for(device=device))
+    assert finished.returncode == 65
+    assert "a simulated device states its seconds" in finished.stderr
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "Invalid JSON"), ("{}", "members: Field required")])
+def test_a_document_that_cannot_be_read(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    finished = run("serve", str(tmp_path / "config.json"))
+    assert finished.returncode == 65
+    assert message in finished.stderr
+
+
+def test_a_document_that_is_not_there(tmp_path):
+    start = time.monotonic()
+    finished = run("serve", str(tmp_path / "none.json"))
+    assert finished.returncode == 65
+    assert "No such file" in finished.stderr
+    assert time.monotonic() - start < 30
