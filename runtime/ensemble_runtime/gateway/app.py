@@ -30,6 +30,7 @@ def build_app(inference: Inference) -> web.Application:
     endpoints = Endpoints(inference)
     app = web.Application(middlewares=[errors_as_json])
     for paths, method, handler in (
+        (_of_model("/infer"), "POST", endpoints.infer),
         (("/v2", "/v2/"), "GET", endpoints.server),
         (("/v2/health/live",), "GET", endpoints.live),
         (("/v2/health/ready",), "GET", endpoints.ready),
@@ -38,7 +39,6 @@ def build_app(inference: Inference) -> web.Application:
         (_of_model(""), "GET", endpoints.metadata),
         (_of_model("/ready"), "GET", endpoints.model_ready),
         (_of_model("/config"), "GET", endpoints.config),
-        (_of_model("/infer"), "POST", endpoints.infer),
         (("/v2/repository/index",), "POST", endpoints.index),
         (("/metrics",), "GET", endpoints.metrics),
     ):

@@ -242,6 +242,8 @@ class Exchange:
         request, self._template = self._inference.request(json)
         if self._length is not None:
             _check_size(request, self._length - size)
+        elif size + request.binary_bytes > self._inference.max_body:
+            raise too_large(self._inference.max_body)
         self._begin(request)
         if data:
             self._fill(data)
@@ -339,6 +341,7 @@ class Exchange:
         self._give_up_lease()
 
     def _settle_refusal(self) -> None:
+        self._forget_body()
         error = self._refusal or internal()
         self._inference.counters.failure(error.reason, self._started)
         self._settle(refused(error))

@@ -35,7 +35,7 @@ def from_json(data: object, datatype: Datatype, count: int) -> NDArray[Any]:
         bounds = np.iinfo(datatype.numpy)
         if min(values) < bounds.min or max(values) > bounds.max:
             raise ValueError(f"expected {datatype} values, from {bounds.min} to {bounds.max}")
-    return np.array(values, dtype=datatype.numpy)
+    return np.fromiter(values, datatype.numpy, count)
 
 
 def _flatten(data: object) -> list[Any]:
@@ -66,7 +66,7 @@ def _check_types(values: list[Any], datatype: Datatype) -> None:
 def _floats(values: list[Any], datatype: Datatype) -> NDArray[Any]:
     with np.errstate(over="raise"):
         try:
-            return np.array(values, dtype=np.float64).astype(datatype.numpy)
+            return np.fromiter(values, np.float64, len(values)).astype(datatype.numpy)
         except FloatingPointError:
             limit = np.finfo(datatype.numpy).max
             raise ValueError(f"expected {datatype} values, at most {limit:g} in magnitude") from None

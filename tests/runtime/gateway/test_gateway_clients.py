@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import uvloop
 
+from ensemble_runtime.gateway.answers import Answer
 from ensemble_runtime.gateway.fastlane import HEAD_SECONDS, IDLE_SECONDS, STALL_SECONDS, Entrance, FastLane
 from ensemble_runtime.gateway.heads import HeadReader
-from ensemble_runtime.gateway.inference import Inference
+from ensemble_runtime.gateway.inference import Exchange, Inference
 
 TENSOR = {"name": "x", "shape": [1, 4], "datatype": "FP32"}
 
@@ -109,6 +110,27 @@ def test_a_body_that_takes_too_long_is_408(start: Any, lane: str) -> None:
         assert response is not None and response.status == 408
         assert response.json == {"error": "the request took longer than 0.3 s to arrive"}
     assert served.idle()
+
+
+def test_bodies_that_are_gathered_are_bounded_together(start: Any) -> None:
+    served = start(serving={"maxBodyMib": 1})
+    inference = Inference(served.pipeline)
+    most = memoryview(bytes((1 << 20) - 1))
+    waiting = [Exchange(inference, 1 << 20, None) for _ in range(5)]
+    for exchange in waiting:
+        exchange.feed(most)
+    assert [exchange.refused for exchange in waiting] == [False] * 4 + [True]
+    answers: list[Answer] = []
+    waiting[4].submit(answers.append)
+    assert answers[0].status == 503 and b"too many large JSON bodies" in answers[0].body
+    waiting[0].cancel()
+    waiting[1].submit(answers.append)
+    assert answers[1].status == 400
+    for _ in range(2):
+        another = Exchange(inference, 1 << 20, None)
+        another.feed(most)
+        assert not another.refused
+    assert served.pipeline.in_flight == 0
 
 
 def test_one_slow_client_does_not_hold_up_another(served: Any, lane: str) -> None:

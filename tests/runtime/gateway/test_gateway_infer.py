@@ -28,6 +28,12 @@ def with_parameters(**parameters: Any) -> dict[str, Any]:
     return AS_JSON | {"parameters": parameters}
 
 
+def test_the_lanes_are_what_they_are_called(served: Any, lane: str) -> None:
+    """aiohttp names itself; so all tests that run through both lanes do."""
+    response = served.post_json(AS_JSON, lane)
+    assert ("aiohttp" in response.headers.get("server", "")) == (lane == "aiohttp")
+
+
 def test_json_in_json_out(served: Any, lane: str) -> None:
     response = served.post_json(AS_JSON | {"id": "17"}, lane)
     assert response.status == 200
@@ -269,6 +275,15 @@ def test_a_body_that_grows_beyond_the_limit_is_413(start: Any, coding: str) -> N
     assert response.status == 413
     body = json.dumps(AS_JSON).encode()
     assert served.post(gzip.compress(body), "aiohttp", Content_Encoding="gzip").status == 200
+
+
+def test_tensors_that_grow_beyond_the_limit_are_413(start: Any) -> None:
+    served = start(serving={"maxBodyMib": 1}, tensors=[{"name": "x", "datatype": "UINT8", "shape": [1 << 19]}])
+    tensor = {"name": "x", "shape": [3, 1 << 19], "datatype": "UINT8", "parameters": {"binary_data_size": 3 << 19}}
+    header = json.dumps({"inputs": [tensor]}).encode()
+    body = gzip.compress(header + bytes(3 << 19))
+    response = served.post(body, Content_Encoding="gzip", Inference_Header_Content_Length=len(header))
+    assert response.status == 413
 
 
 def test_a_chunked_body_is_served_and_bounded(start: Any) -> None:
