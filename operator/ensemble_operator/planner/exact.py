@@ -67,6 +67,35 @@ def relaxed(instance: Instance) -> Relaxed:
     return Relaxed(float(-result.fun), time)
 
 
+def fewest(instance: Instance, rate: float) -> Ints | None:
+    """(T,) the fewest devices, by type, on which the relaxed problem has the rate; None where it never has.
+
+    No plan has the rate with fewer in all; whether one has it with these is for a search to say.
+    """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.sparse import coo_array, hstack
+
+    t, m, k = (a.ravel() for a in np.indices(instance.seconds.shape))
+    there = (k < instance.options[t, m]) & (instance.counts[t] > 0)
+    t, m, k = t[there], m[there], k[there]
+    types, ones = len(instance.counts), np.ones(len(instance.counts))
+    model = _program(instance, kind=t, group=t, member=m, option=k, count=ones, room=most_room(instance))
+    # Memory, time and cells of a pair are bounded by what one device offers, times the number of devices.
+    pairs = np.unique(t * instance.shape[1] + m) // instance.shape[1]
+    kind = np.concatenate([np.arange(types), np.arange(types), pairs])
+    offered = coo_array((-model.upper[: len(kind)], (np.arange(len(kind)), kind)), shape=(len(model.upper), types))
+    upper = np.concatenate([np.zeros(len(kind)), model.upper[len(kind) :]])
+    width, least = len(model.cost), np.zeros(len(model.cost) + types)
+    least[width - 1] = rate / model.scale
+    result = milp(
+        np.concatenate([np.zeros(width), np.ones(types)]),
+        constraints=LinearConstraint(hstack([model.rows, offered]).tocsr(), model.lower, upper),
+        bounds=Bounds(least, np.concatenate([np.full(width, np.inf), instance.counts])),
+        integrality=np.concatenate([np.zeros(width), np.ones(types)]),
+    )
+    return None if result.x is None else np.round(result.x[width:]).astype(np.int64)
+
+
 def exact(instance: Instance, *, node_limit: int, gap: float = 1e-4) -> Exact:
     """Solve the integer program.
 

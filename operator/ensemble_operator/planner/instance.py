@@ -6,6 +6,7 @@ Devices and members are put into one canonical order, so that the order in which
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NoReturn
@@ -116,6 +117,14 @@ class Instance:
         sizes = self.batch[self.type_of[rows], columns, matrix[rows, columns] - 1]
         out[np.asarray(self.device_order)[rows], np.asarray(self.member_order)[columns]] = sizes
         return tuple(tuple(row) for row in out.tolist())
+
+    def matrix(self, batches: Sequence[Sequence[int]]) -> Matrix:
+        """The inverse of `batches`."""
+        out = np.zeros(self.shape, np.int16)
+        sizes = np.asarray(batches, np.int64)[np.ix_(self.device_order, self.member_order)]
+        for d, m in zip(*np.nonzero(sizes), strict=True):
+            out[d, m] = int(np.flatnonzero(self.batch[self.type_of[d], m] == sizes[d, m])[0]) + 1
+        return out
 
 
 def build(problem: Problem, *, every_batch: bool = False) -> Instance:

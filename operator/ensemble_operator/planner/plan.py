@@ -20,6 +20,8 @@ class Plan:
     """Devices x members: the cell's batch size; 0 = no worker."""
     shares: tuple[tuple[float, ...], ...]
     """Devices x members: the share of its time that the cell is busy at full rate."""
+    work: tuple[tuple[float, ...], ...]
+    """Devices x members: the share of the member's rows that the cell takes; each column sums to 1."""
     rate: float
     """Rows per second that every member sustains."""
     bound: float
@@ -35,6 +37,8 @@ class Plan:
     it."""
     goodput: float | None = None
     """Goodput only: the arrival rate, rows per second, up to which p99 stays under the objective's."""
+    fewest_devices: int | None = None
+    """FewestDevices only: no plan meets the rate with fewer."""
 
     @property
     def gap(self) -> float:
@@ -72,6 +76,7 @@ class Plan:
             "gain": self.gain,
             "p99Seconds": self.p99_seconds,
             "goodput": self.goodput,
+            "fewestDevices": self.fewest_devices,
         }
         return {
             "digest": self.digest,

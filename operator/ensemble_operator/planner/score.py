@@ -10,6 +10,9 @@ import numpy as np
 from ensemble_operator.planner.instance import Instance, Matrix
 from ensemble_operator.planner.throughput import Steady, steady
 
+CELL_WORTH = 1e-3
+"""Dropping cells may cost this fraction of the rate in all."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
@@ -42,6 +45,29 @@ def costs(instance: Instance, matrix: Matrix) -> float:
 def moves(instance: Instance, matrix: Matrix) -> int:
     """Cells that would have to be started or changed."""
     return int(((matrix != 0) & (matrix != instance.running)).sum())
+
+
+def prune(instance: Instance, found: Scored, *, worth: float = CELL_WORTH) -> Scored:
+    """Drop the cells that are not worth their memory: idle ones at once, then those whose loss costs next to nothing.
+
+    An idle cell is worse than useless: cells pull work by themselves, so it would take turns from its device's other
+    cells.
+    """
+    at = found
+    floor = found.score - worth
+    while True:
+        state = at.steady
+        several = np.count_nonzero(at.matrix, axis=0)[state.cell_member] > 1
+        spare = np.flatnonzero(several & (state.busy < 1e-6))
+        for cell in spare if len(spare) else np.flatnonzero(several)[np.argsort(state.busy[several], kind="stable")]:
+            matrix = at.matrix.copy()
+            matrix[state.cell_device[cell], state.cell_member[cell]] = 0
+            less = score(instance, matrix)
+            if less.score >= floor:
+                at = less
+                break
+        else:
+            return at
 
 
 def score(instance: Instance, matrix: Matrix) -> Scored:
