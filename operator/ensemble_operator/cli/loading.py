@@ -75,8 +75,9 @@ class Result:
 
 @dataclass
 class _Tally:
-    """Counts answers from the moment that the pipeline is full: the warm-up is over, and as many answers came as
-    requests are in flight. Before that, their rate is not the one that lasts.
+    """Counts the answers that come while the pipeline is full.
+
+    That is when the warm-up is over and as many answers came as requests are in flight; the rate before does not last.
     """
 
     load: Load

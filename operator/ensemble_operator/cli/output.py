@@ -60,7 +60,7 @@ def progress(*, quiet: bool = False) -> Progress:
 
 
 def grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> RenderableType:
-    """A table under a title: words in the first `left` columns, figures in the others. Without names there is no head."""
+    """A table under a title: words in the first `left` columns, figures in the others; no head without names."""
     from rich import box
     from rich.console import Group
     from rich.table import Table

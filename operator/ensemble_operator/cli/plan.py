@@ -32,7 +32,7 @@ def show_plan(file: Path, profiles: Sequence[Path], *, measure: bool, output: Ou
         EnsembleError: Something is wrong or missing, or does not fit.
     """
     prepared = prepare(file, profiles)
-    plans = best_plans(prepared.problem, _TRIES if measure else 1)
+    plans = best_plans(prepared.problem, _TRIES if measure else 1, anytime=True)
     if not measure:
         emit(output, plans[0].document(), lambda: plan_table(plans[0]))
         return

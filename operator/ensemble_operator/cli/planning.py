@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ensemble_operator.cli.output import figure, grid, note, progress
@@ -19,15 +19,20 @@ if TYPE_CHECKING:
 _WIDEST = 12
 
 
-def best_plans(problem: Problem, count: int = 1) -> list[Plan]:
-    """The best few different plans, best first. Ctrl-C ends the search with the best so far.
+def best_plans(problem: Problem, count: int = 1, *, anytime: bool = False) -> list[Plan]:
+    """The best few different plans, best first.
+
+    Args:
+        problem: The planner's question.
+        count: How many at the most.
+        anytime: Ctrl-C ends the search with the best so far, rather than everything.
 
     Raises:
         OutOfMemoryError: The members do not fit into the devices.
     """
     from ensemble_operator.planner.solve import candidates
 
-    with progress() as bar, _anytime() as stop:
+    with progress() as bar, noting_interrupts() if anytime else nullcontext(_never) as stop:
         task = bar.add_task("planning", detail="")
 
         def tell(at: Progress) -> None:
@@ -37,8 +42,12 @@ def best_plans(problem: Problem, count: int = 1) -> list[Plan]:
         return candidates(problem, count, stop=stop, progress=tell)
 
 
+def _never() -> bool:
+    return False
+
+
 @contextmanager
-def _anytime() -> Iterator[Callable[[], bool]]:
+def noting_interrupts() -> Iterator[Callable[[], bool]]:
     """Within the context, the first Ctrl-C is only noted; gives the question whether it came. The second interrupts."""
     came = False
 
