@@ -13,20 +13,16 @@ import os
 import socket
 from collections.abc import Callable, Iterable
 
-from ensemble_runtime.config import ModelFormat, RuntimeConfig
+from ensemble_runtime.config import RuntimeConfig
+from ensemble_runtime.members.loading import libraries
 
 _READY = b"ready"
 
 
 def modules_for(config: RuntimeConfig, members: Iterable[str]) -> tuple[str, ...]:
-    """The libraries that these members' models need."""
-    formats = {member.model.format for member in config.members if member.name in set(members)}
-    modules = ["ensemble_runtime.members.loading"]
-    if ModelFormat.ONNX in formats:
-        modules.append("onnxruntime")
-    if formats - {ModelFormat.ONNX}:
-        modules.append("torch")
-    return tuple(modules)
+    """The modules that these members' models need."""
+    named = set(members)
+    return libraries(member.model.format for member in config.members if member.name in named)
 
 
 def forge_until_killed(channel: socket.socket, modules: tuple[str, ...], become: Callable[[int], None]) -> int:
