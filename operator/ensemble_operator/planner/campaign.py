@@ -15,7 +15,7 @@ from ensemble_operator.planner.nodes import restrict, worthwhile
 from ensemble_operator.planner.pack import pack, serve_the_rest, worst_fit
 from ensemble_operator.planner.place import settle
 from ensemble_operator.planner.scale import rounded
-from ensemble_operator.planner.score import Scored, score
+from ensemble_operator.planner.score import Scored, moves, score
 from ensemble_operator.planner.search import Budget, bounded_greedy, local_search, shake
 from ensemble_runtime.errors import OutOfMemoryError
 
@@ -79,7 +79,8 @@ def campaign(
         return max(ends, key=lambda end: (end.score, end.slack))
 
     def enough(end: Scored) -> bool:
-        return not instance.problem.running and end.steady.rate >= bound * (1 - GOOD_ENOUGH)
+        still = not instance.problem.running or moves(instance, end.matrix) == 0
+        return still and end.steady.rate >= bound * (1 - GOOD_ENOUGH)
 
     def told(end: Scored) -> None:
         ends.append(end)

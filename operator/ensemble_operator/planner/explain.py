@@ -93,10 +93,12 @@ def explain(plan: Plan) -> Explanation:
 
 
 def one_more(plan: Plan, *, evaluations: int = 500) -> tuple[OneMore, ...]:
-    """Plan again with one more device of each type, each on a node that has one; best first."""
+    """Plan again, from the plan on, with one more device of each type on a node that has one; best first."""
     outcomes = []
+    there = {(device.node, device.name, member): batch for device, member, batch in plan.cells}
     for type_ in sorted({d.type for d in plan.problem.devices}):
-        richer = make_plan(what_if(plan.problem, {type_: 1}), evaluations=evaluations)
+        question = dataclasses.replace(what_if(plan.problem, {type_: 1}), running=there, move_cost=0.0)
+        richer = make_plan(question, evaluations=evaluations)
         rate = max(richer.rate, plan.rate)
         outcomes.append(OneMore(type_, rate, rate / plan.rate))
     return tuple(sorted(outcomes, key=lambda o: -o.rate))

@@ -12,6 +12,8 @@ from ensemble_operator.planner.throughput import Steady, steady
 
 CELL_WORTH = 1e-3
 """Dropping cells may cost this fraction of the rate in all."""
+MOST_TO_PRUNE = 32
+"""Above so many devices only idle cells are dropped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,27 +49,28 @@ def moves(instance: Instance, matrix: Matrix) -> int:
     return int(((matrix != 0) & (matrix != instance.running)).sum())
 
 
-def prune(instance: Instance, found: Scored, *, worth: float = CELL_WORTH) -> Scored:
+def prune(instance: Instance, found: Scored) -> Scored:
     """Drop the cells that are not worth their memory: idle ones at once, then those whose loss costs next to nothing.
 
     An idle cell is worse than useless: cells pull work by themselves, so it would take turns from its device's other
     cells.
     """
-    at = found
-    floor = found.score - worth
-    while True:
-        state = at.steady
-        several = np.count_nonzero(at.matrix, axis=0)[state.cell_member] > 1
-        spare = np.flatnonzero(several & (state.busy < 1e-6))
-        for cell in spare if len(spare) else np.flatnonzero(several)[np.argsort(state.busy[several], kind="stable")]:
+    matrix, idle = found.matrix.copy(), found.steady.busy < 1e-6
+    matrix[found.steady.cell_device[idle], found.steady.cell_member[idle]] = 0
+    at = score(instance, matrix)
+    floor = found.score - CELL_WORTH
+    dropped = len(matrix) <= MOST_TO_PRUNE
+    while dropped:
+        dropped, state = False, at.steady
+        several = np.flatnonzero(np.count_nonzero(at.matrix, axis=0)[state.cell_member] > 1)
+        for cell in several[np.argsort(state.busy[several], kind="stable")]:
             matrix = at.matrix.copy()
             matrix[state.cell_device[cell], state.cell_member[cell]] = 0
             less = score(instance, matrix)
             if less.score >= floor:
-                at = less
+                at, dropped = less, True
                 break
-        else:
-            return at
+    return at
 
 
 def score(instance: Instance, matrix: Matrix) -> Scored:

@@ -85,8 +85,9 @@ def candidates(
         proven = exact(whole, node_limit=exact_nodes)
         bound = min(bound, proven.bound)
         found += [score(whole, proven.matrix)] if proven.matrix is not None else []
-    tidy = (settled(whole, prune(whole, end)) for end in found)
-    distinct = {end.matrix.tobytes(): end for end in (base, *tidy)}.values()
+    likely = sorted(found, key=lambda s: (-s.score, -s.slack, s.matrix.tobytes()))[: 4 * count]
+    tidy = (settled(whole, prune(whole, end)) for end in likely)
+    distinct = {end.matrix.tobytes(): end for end in (*tidy, base)}.values()
     best = sorted(distinct, key=lambda s: (-s.score, -s.slack, s.matrix.tobytes()))
     return [finish(whole, end, base.steady.rate, bound) for end in best[:count]]
 
