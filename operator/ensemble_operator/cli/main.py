@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -75,6 +76,14 @@ def plan(
     measure: Annotated[
         bool, typer.Option("--measure", help="Try the best three plans live; keep the fastest.")
     ] = False,
+    what_if: Annotated[
+        str,
+        typer.Option(
+            metavar="devices=+NxTYPE",
+            help="Plan as if there were N more (or with - fewer) devices of a type; several with commas between.",
+        ),
+    ] = "",
+    html: Annotated[Path | None, typer.Option(help="Also write the plan as one HTML page with charts.")] = None,
     output: Form = Output.TABLE,
 ) -> None:
     """Show which device would run which member at which batch size, and how fast that is.
@@ -88,11 +97,18 @@ def plan(
 
         ensemblectl plan ensemble.yaml --measure
 
+        ensemblectl plan ensemble.yaml --what-if devices=+2xA100,-1xcpu-1 --html plan.html
+
         ensemblectl plan ensemble.yaml -o json | jq .rate
     """
     from ensemble_operator.cli.plan import show_plan
 
-    show_plan(file, profiles or [], measure=measure, output=output)
+    change = _device_changes(what_if)
+    if measure and change:
+        raise typer.BadParameter(
+            "devices that are not there cannot be measured; leave out --measure", param_hint="--what-if"
+        )
+    show_plan(file, profiles or [], measure=measure, change=change, page=html, output=output)
 
 
 @app.command()
@@ -171,6 +187,14 @@ def bench(
     from ensemble_operator.cli.bench import show_load
 
     show_load(address, port, connections=connections, rows=rows, seconds=seconds, output=output)
+
+
+def _device_changes(text: str) -> dict[str, int]:
+    """`devices=+2xA100,-1xT4` as numbers by type."""
+    found = [re.fullmatch(r"([+-]\d{1,4})x(\S+)", part) for part in text.removeprefix("devices=").split(",") if part]
+    if text and (not text.startswith("devices=") or not found or not all(found)):
+        raise typer.BadParameter(f"got '{text}', expected e.g. devices=+2xA100,-1xT4", param_hint="--what-if")
+    return {match[2]: int(match[1]) for match in found if match}
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -74,8 +75,7 @@ def plan_table(plan: Plan, measured: float | None = None) -> RenderableType:
     """
     from rich.console import Group
 
-    matrix = _matrix(plan) if len(plan.problem.members) <= _WIDEST else _cells(plan)
-    return Group(matrix, "\n".join(f"{name + ':':<12} {value}" for name, value in _figures(plan, measured)))
+    return Group(_picture(plan), "\n".join(f"{name + ':':<12} {value}" for name, value in _figures(plan, measured)))
 
 
 def _figures(plan: Plan, measured: float | None) -> Iterator[tuple[str, str]]:
@@ -89,6 +89,23 @@ def _figures(plan: Plan, measured: float | None) -> Iterator[tuple[str, str]]:
         yield "p99", f"{figure(plan.p99_seconds * 1000)} ms, predicted"
     if plan.goodput is not None:
         yield "goodput", f"{figure(plan.goodput)} rows/s, predicted"
+    if plan.fewest_devices is not None:
+        yield "fewest", f"no plan meets the rate with less than {plan.fewest_devices} devices"
+
+
+def _picture(plan: Plan) -> RenderableType:
+    """The matrix: a heat map on a terminal that is wide enough for it, figures elsewhere."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from ensemble_operator.planner.render import terminal
+
+    heat = Text.from_markup(terminal(plan))
+    widest = max(line.cell_len for line in heat.split())
+    if sys.stdout.isatty() and widest <= Console().width:
+        title = f"Batch sizes, on the colour of their share of time; device {plan.bottleneck} is the bottleneck\n\n"
+        return Text(title, style="bold").append_text(heat).append("\n")
+    return _matrix(plan) if len(plan.problem.members) <= _WIDEST else _cells(plan)
 
 
 def _matrix(plan: Plan) -> RenderableType:

@@ -42,6 +42,31 @@ def test_the_same_manifest_gives_the_same_bytes(ensemblectl: Run, manifest: Path
     assert ensemblectl("plan", manifest, "-o", "json").stdout == ensemblectl("plan", manifest, "-o", "json").stdout
 
 
+def test_plan_as_a_table_gives_reasons(ensemblectl: Run, manifest: Path) -> None:
+    table = ensemblectl("plan", manifest).stdout
+    assert "600 of 1,000" in table
+    assert "without it the rate falls by 25.0%" in table
+    assert "one more A100: 800 rows/s, +25.0%" in table
+
+
+def test_what_if_answers_for_devices_that_are_not_there(ensemblectl: Run, manifest: Path) -> None:
+    plan = json.loads(ensemblectl("plan", manifest, "--what-if", "devices=+2xA100", "-o", "json").stdout)
+    assert len(plan["devices"]) == 6
+    assert plan["rate"] == pytest.approx(960)
+    none = ensemblectl("plan", manifest, "--what-if", "devices=-1xT4")
+    assert none.returncode == 65
+    assert "T4" in none.stderr
+
+
+def test_a_page_holds_the_plan_and_needs_nothing_else(ensemblectl: Run, manifest: Path, tmp_path: Path) -> None:
+    done = ensemblectl("plan", manifest, "--html", tmp_path / "plan.html", "-o", "json")
+    page = (tmp_path / "plan.html").read_text()
+    assert json.loads(done.stdout)["digest"] in page
+    assert "<svg" in page
+    assert "http" not in page.replace("http://www.w3.org/", "")
+    assert ensemblectl("plan", manifest, "--html", tmp_path / "no" / "plan.html").returncode == 65
+
+
 def test_profiles_as_yaml_can_be_given_back(ensemblectl: Run, manifest: Path, tmp_path: Path) -> None:
     text = ensemblectl("profile", manifest, "-o", "yaml").stdout
     assert [profile.spec.model.sha256[0] for profile in load_profiles(text)] == ["a", "b"]
@@ -90,6 +115,9 @@ def test_members_that_do_not_fit_say_by_how_much(ensemblectl: Run, manifest: Pat
         (["plan", "x.yaml", "-o", "xml"], 2, "xml"),
         (["dance"], 2, "dance"),
         (["bench", "http://127.0.0.1:9", "--connections", "0"], 2, "connections"),
+        (["plan", "x.yaml", "--what-if", "devices=2xA100"], 2, "expected e.g. devices=+2xA100"),
+        (["plan", "x.yaml", "--what-if", "+2xA100"], 2, "expected e.g. devices=+2xA100"),
+        (["plan", "x.yaml", "--what-if", "devices=+1xA", "--measure"], 2, "cannot be measured"),
         (["plan", "none.yaml"], 65, "none.yaml: No such file"),
         (["plan", "/"], 65, "/: Is a directory"),
         (["bench", "http://127.0.0.1:9"], 74, "no server answers at http://127.0.0.1:9"),
@@ -132,7 +160,7 @@ def test_planning_never_imports_torch(manifest: Path, tmp_path: Path) -> None:
         "import sys\n"
         "from ensemble_operator.cli.plan import show_plan\n"
         "from ensemble_operator.cli.output import Output\n"
-        f"show_plan(__import__('pathlib').Path({str(manifest)!r}), [], measure=False, output=Output.JSON)\n"
+        f"show_plan(__import__('pathlib').Path({str(manifest)!r}), [], measure=False, change={{}}, page=None, output=Output.JSON)\n"
         "sys.exit('torch' in sys.modules or 'onnxruntime' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=tmp_path).returncode == 0
