@@ -158,9 +158,11 @@ class Arena:
         """Batches, rows, busy nanoseconds, errors."""
         self.restarts = self._cut.words(cells)
         self.idle = self._cut.words(len(geo.processes))
+        """Whether a process could take work at once: it has nothing in hand."""
         self.pids = self._cut.words(len(geo.processes))
         self.service_pids = self._cut.words(len(SERVICES))
         self.errors = [Text(self._cut.bytes(TEXT_BYTES)) for _ in range(cells)]
+        self.combiner_error = Text(self._cut.bytes(TEXT_BYTES))
         self.observed = [Text(self._cut.bytes(TEXT_BYTES)) for _ in range(len(geo.processes))]
         self.size = self._cut.offset
 

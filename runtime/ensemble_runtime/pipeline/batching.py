@@ -28,6 +28,7 @@ from ensemble_runtime.pipeline.arena import (
     READY,
     REASONS,
     SERVICES,
+    SKIPPED,
     STATE_NAMES,
     Arena,
 )
@@ -60,6 +61,8 @@ log = logging.getLogger(__name__)
 _ENTRY = Struct("<IIII")
 _RETRY_AFTER = 1.0
 _SWEEPS_PER_DEADLINE = 50
+_SHADOWS_SHARE = 4
+"""A shadow that has a quarter of the pipeline waiting for it is passed by: nobody waits for it."""
 _DEAD_COMBINER_GRACE = 1.0
 """Seconds after which a deadline is said again: the combiner that was to hear it may have died."""
 
@@ -120,6 +123,7 @@ class Batcher:
         self._generation = 0
         self._names = [member.name for member in config.members]
         self._combined = [i for i, member in enumerate(config.members) if not member.shadow]
+        self._shadows = frozenset(range(len(self._names))).difference(self._combined)
         self._row_bytes = [spec.row_bytes if spec.fixed else 0 for spec in config.inputs]
         self._fixed_inputs = all(spec.fixed for spec in config.inputs)
         self._fixed_outputs = [arena.output_rows(o) if spec.fixed else None for o, spec in enumerate(config.outputs)]
@@ -153,12 +157,12 @@ class Batcher:
 
     def lease(self, rows: int, shapes: Sequence[tuple[int, ...]]) -> RowLease:
         """See `port.Pipeline.lease`."""
+        if rows > self.max_rows:
+            raise RequestTooLargeError(f"{rows} rows are more than a request may have, {self.max_rows}")
         if not self._slots:
             raise OverloadedError(f"{self.in_flight} requests are in the pipeline; try again later", _RETRY_AFTER)
         base = self._rows.take(rows)
         if base is None:
-            if rows > self.max_rows:
-                raise RequestTooLargeError(f"{rows} rows are more than a request may have, {self.max_rows}")
             raise OverloadedError(f"no room for {rows} rows: {self._rows.free} are free; try again later", _RETRY_AFTER)
         self._generation = (self._generation + 1) & 0xFFFFFFFF
         lease = RowLease(self, self._slots.pop(), base, rows, shapes, self._generation)
@@ -247,8 +251,22 @@ class Batcher:
             arena.status[:, lease.base : lease.base + lease.rows] = 0
             # Last: a combiner that takes over believes what it reads of an active request.
             flags[lease.slot] |= ACTIVE
-        for queues, blob in zip(arena.queues, blobs, strict=True):
-            queues[queue].push(blob)
+        for member, blob in enumerate(blobs):
+            if member in self._shadows and self._behind(member):
+                self._spare(member, leases)
+            else:
+                arena.queues[member][queue].push(blob)
+
+    def _behind(self, member: int) -> bool:
+        """Whether what waits for a shadow would soon take the room that requests need."""
+        entries = sum(map(len, self._arena.queues[member]))
+        return entries * _SHADOWS_SHARE > len(self._leases) or self._queued(member) * _SHADOWS_SHARE > self.max_rows
+
+    def _spare(self, member: int, leases: list[RowLease]) -> None:
+        """Let requests pass a shadow by."""
+        for lease in leases:
+            self._arena.status[member, lease.base : lease.base + lease.rows] = SKIPPED
+            self._counts[1][lease.slot] -= lease.rows
 
     def _ring(self, requests: int) -> None:
         """Wake as many processes of each member as there is work for, idle ones first; at least one in any case."""

@@ -7,6 +7,7 @@ members' rows stay where they are until the request is over. A new process after
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_runtime.config import Rule, RuntimeConfig
-from ensemble_runtime.pipeline.arena import ACTIVE, ANSWERED, ARRIVED, DISAGREE, MISSHAPEN, Arena
+from ensemble_runtime.errors import EnsembleError
+from ensemble_runtime.pipeline.arena import ACTIVE, ANSWERED, ARRIVED, DISAGREE, MISSHAPEN, SERVICES, Arena
 from ensemble_runtime.pipeline.disagreement import disagreement
 from ensemble_runtime.pipeline.intake import Entries
 from ensemble_runtime.pipeline.prediction import Rows, packed, rows_of
@@ -50,12 +52,17 @@ def combine_until_killed(arena: Arena, wiring: Wiring, paths: dict[str, Path]) -
         wiring: The doorbells.
         paths: Holds the stacking model's file under its reserved name, where the rule asks for one.
     """
-    combiner = Combiner(arena, paths)
+    try:
+        combiner = Combiner(arena, paths)
+    except EnsembleError as error:
+        arena.combiner_error.set(str(error))
+        raise
     while len(arena.completions):
         # Until the gateway has read what the last combiner told it, the request table does not tell who is answered.
         ring(wiring.gateway)
         time.sleep(_PAUSE)
     combiner.recover()
+    arena.service_pids[SERVICES.index("combiner")] = os.getpid()
     while True:
         if combiner.turn():
             ring(wiring.gateway)

@@ -35,6 +35,7 @@ class Intake:
         self._rings = arena.queues[self.member]
         self._limit = config.cells[cell].batch_size
         self._alone = len(cells) == 1
+        self._process = next(p for p, hosted in enumerate(arena.geometry.processes) if cell in hosted)
         self._siblings = [
             p for p, hosted in enumerate(arena.geometry.processes) if cell not in hosted and set(hosted) & set(cells)
         ]
@@ -45,6 +46,10 @@ class Intake:
         """Entries that nobody has taken yet."""
         again, high, normal = self._rings
         return len(again) + len(high) + len(normal)
+
+    def waiting_rows(self) -> int:
+        """Rows of the entries that nobody has taken yet."""
+        return sum(int(ring.peek(len(ring))[:, 2].sum()) for ring in self._rings)
 
     def take(self) -> Entries | None:
         """Take a fair share of what waits, up to the batch size in rows; None if nothing waits."""
@@ -84,6 +89,8 @@ class Intake:
         words[_START] = start = ring.head
         words[_REPORT_TAIL] = self._reports.tail
         words[_COUNT] = count
+        # Before the entries leave the queue: whoever counts them as taken must count this process as busy.
+        self._arena.idle[self._process] = 0
         ring.head = start + count
 
     def report(self, entries: Entries) -> None:

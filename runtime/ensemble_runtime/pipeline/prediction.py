@@ -37,7 +37,7 @@ from ensemble_runtime.pipeline.arena import (
     WARMING,
     Arena,
 )
-from ensemble_runtime.pipeline.intake import Entries, Intake
+from ensemble_runtime.pipeline.intake import Entries, Intake, MemberLock
 from ensemble_runtime.pipeline.wiring import Wiring, ring, sleep_until_rung
 
 log = logging.getLogger(__name__)
@@ -66,21 +66,21 @@ def predict_until_killed(arena: Arena, wiring: Wiring, process: int, paths: dict
             arena.state[cell] = FAILED
             arena.errors[cell].set(str(error))
         return error.exit_code
+    for worker in workers:
+        worker.announce()
     _serve(arena, process, wiring.workers[process], workers)
     return 0
 
 
 def _serve(arena: Arena, process: int, doorbell: int, workers: list[_Worker]) -> None:
-    idle = arena.idle
     while True:
         worked = [worker.work() for worker in workers]
         if any(worked):
             continue
-        idle[process] = 1
+        arena.idle[process] = 1
         # Entries pushed before the flag was seen: the gateway rings a process in any case, so nothing can be missed.
         if not any(worker.waiting() for worker in workers):
             sleep_until_rung(doorbell)
-        idle[process] = 0
 
 
 class _Worker:
@@ -95,7 +95,8 @@ class _Worker:
         self._member = self._intake.member
         self._name = config.members[self._member].name
         self._combiner = wiring.combiner
-        self._doorbell = wiring.workers[next(i for i, p in enumerate(arena.geometry.processes) if cell in p)]
+        self._process = next(i for i, p in enumerate(arena.geometry.processes) if cell in p)
+        self._doorbell = wiring.workers[self._process]
         self._delay = config.serving.batch_delay_ms / 1000
         self._counters = arena.counters[cell]
         self._inputs = config.inputs
@@ -107,11 +108,16 @@ class _Worker:
         device = next(i for i, d in enumerate(config.devices) if d.name == config.cells[cell].device)
         simulated = config.devices[device].kind is DeviceKind.SIMULATED
         # A simulated device runs one batch at a time, whichever process hosts the cell.
-        self._device_lock = _DeviceLock(arena, device) if simulated else contextlib.nullcontext()
+        self._device_lock = _DeviceLock(arena, device, self._process) if simulated else contextlib.nullcontext()
         self._model = self._load(device, paths)
+
+    def announce(self) -> None:
+        """Say that this cell is ready to take work."""
+        arena, cell = self._arena, self._cell
         arena.errors[cell].set("")
-        arena.state[cell] = READY
-        log.info("cell ready", extra={"member": self._name, "device": config.cells[cell].device})
+        with MemberLock(arena, self._member, cell):  # the supervisor looks after the queues of members without a worker
+            arena.state[cell] = READY
+        log.info("cell ready", extra={"member": self._name, "device": self._arena.config.cells[cell].device})
 
     def _load(self, index: int, paths: dict[str, Path]) -> Model:
         config, device = self._arena.config, self._arena.config.devices[index]
@@ -132,8 +138,15 @@ class _Worker:
 
     def work(self) -> bool:
         """Take a batch, if anything waits, and see it through."""
-        if self._delay and 0 < self._intake.waiting() < self._batch_size:
+        if not self._intake.waiting():
+            return False
+        if self._delay:
             self._await_more()
+        # A device that runs one batch at a time is waited for empty-handed: the batch grows until it is free.
+        with self._device_lock:
+            return self._work()
+
+    def _work(self) -> bool:
         entries = self._intake.take()
         if entries is None:
             return False
@@ -147,12 +160,13 @@ class _Worker:
         counters[2] += time.monotonic_ns() - started
         self._intake.report(entries)
         ring(self._combiner)
+        self._arena.idle[self._process] = 1
         return True
 
     def _await_more(self) -> None:
         """Give a fuller batch the time that the manifest grants."""
         until = time.monotonic() + self._delay
-        while self._intake.waiting() < self._batch_size and (rest := until - time.monotonic()) > 0:
+        while self._intake.waiting_rows() < self._batch_size and (rest := until - time.monotonic()) > 0:
             if select.select([self._doorbell], [], [], rest)[0]:
                 sleep_until_rung(self._doorbell)
 
@@ -223,8 +237,7 @@ class _Worker:
             self._mark(entries, batch[hit], NOT_FINITE)
 
     def _predict(self, inputs: list[Array], count: int) -> list[Array]:
-        with self._device_lock:
-            outputs = self._model.predict(inputs)
+        outputs = self._model.predict(inputs)
         check_outputs(self._name, outputs, self._outputs, count)
         return outputs
 
@@ -291,12 +304,19 @@ def packed(
 class _DeviceLock:
     """A record lock on the arena's file that stands for a device; the kernel releases it when its holder dies."""
 
-    def __init__(self, arena: Arena, device: int) -> None:
+    def __init__(self, arena: Arena, device: int, process: int) -> None:
+        self._idle = arena.idle
+        self._process = process
         self._fd = arena.fd
         self._position = len(arena.config.members) + device  # the members' queues come first
 
     def __enter__(self) -> None:
-        fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, self._position)
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._position)
+        except OSError:  # another process computes on it, so that this one cannot take any work
+            self._idle[self._process] = 0
+            fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, self._position)
+            self._idle[self._process] = 1
 
     def __exit__(self, *_: object) -> None:
         fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, self._position)

@@ -6,8 +6,8 @@ import logging
 
 import numpy as np
 
-from ensemble_runtime.pipeline.arena import ACTIVE, CANCELLED, DIED, Arena
-from ensemble_runtime.pipeline.intake import AGAIN, MemberLock, in_hand, recover
+from ensemble_runtime.pipeline.arena import ACTIVE, ANSWERED, CANCELLED, DIED, READY, SKIPPED, Arena, Ring
+from ensemble_runtime.pipeline.intake import AGAIN, Entries, MemberLock, in_hand, recover
 from ensemble_runtime.pipeline.wiring import Wiring, ring
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,38 @@ def give_back(arena: Arena, wiring: Wiring, cell: int) -> None:
     for process, cells in enumerate(arena.geometry.processes):
         if set(cells) & set(config.cells_of(name)):
             ring(wiring.workers[process])
+
+
+def put_down_abandoned(arena: Arena, wiring: Wiring, member: int) -> None:
+    """Account for what waits for a member without a worker and nobody waits for: it would hold rows for nothing."""
+    if not any(len(queue) for queue in arena.queues[member]):
+        return
+    nobody = len(arena.config.cells)
+    cells = arena.config.cells_of(arena.config.members[member].name)
+    with MemberLock(arena, member, nobody):  # in which a cell becomes ready, too
+        if any(arena.state[cell] == READY for cell in cells):
+            return
+        abandoned = [_put_down(arena, queue) for queue in arena.queues[member]]
+        entries = np.concatenate(abandoned)
+        entries[:, 3] = SKIPPED | member << 16
+        arena.reports[nobody].push(entries.tobytes())
+    if len(entries):
+        ring(wiring.combiner)
+
+
+def _put_down(arena: Arena, queue: Ring) -> Entries:
+    """Take the entries of requests that are answered or given up out of a queue that no cell takes from."""
+    tail = queue.tail
+    entries = queue.peek(tail - queue.head).copy()
+    slots = entries[:, 0]
+    over = (arena.phase[slots] == ANSWERED) | ((arena.flags[slots] & CANCELLED) != 0)
+    kept = entries[~over]
+    abandoned: Entries = entries[over]
+    # The gateway appends behind the tail meanwhile, so what is kept moves towards it.
+    places = np.arange(tail - len(kept), tail) % len(queue.table)
+    queue.table[places] = kept
+    queue.head = tail - len(kept)
+    return abandoned
 
 
 def cancel_all(arena: Arena) -> None:

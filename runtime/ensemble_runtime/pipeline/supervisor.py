@@ -6,6 +6,7 @@ process can be forked from it before torch has seen a device.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -41,6 +42,9 @@ _LONGEST_PAUSE = 30.0
 _HOPELESS = 5
 """So many quick deaths of a service before anything was ever ready end the runtime: there is nothing to wait for."""
 _BACKLOG = 1024
+_UNKNOWN = 5.0
+"""Seconds that a prediction process waits to become known to the supervisor."""
+_PAUSE = 0.001
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _GATEWAY, _COMBINER, _FORGE = "gateway", "combiner", "forge"
 
@@ -97,6 +101,7 @@ class Supervisor:
     _forge_ready: bool = False
     _early_deaths: dict[int, int] = field(default_factory=dict)
     """Deaths of processes whose pid the forge has not told yet."""
+    _port: int = field(init=False)
     _started: bool = False
     _quiescing: bool = False
     """The gateway died: until every cell has put down what it holds, nobody may use the request table."""
@@ -105,6 +110,7 @@ class Supervisor:
 
     def __post_init__(self) -> None:
         self.wiring = Wiring.lay(len(self.arena.geometry.processes))
+        self._port = self.listener.getsockname()[1]
         roles = [_COMBINER, _GATEWAY, *(str(p) for p in range(len(self.arena.geometry.processes)))]
         if any(self._from_forge(p) for p in range(len(self.arena.geometry.processes))):
             roles.insert(0, _FORGE)
@@ -125,8 +131,9 @@ class Supervisor:
         while True:
             self._start_what_is_due()
             self._wait(wakeup)
-            self._reap()
+            # Before the dead are counted: one that was ready before it died is started again.
             self._watch()
+            self._reap()
             if self._quiescing:
                 self._end_quiescence()
             if self._stopping and (not self._lives[_GATEWAY].pid or time.monotonic() > self._kill_at):
@@ -190,8 +197,9 @@ class Supervisor:
                 continue
             if role.isdigit() and self._from_forge(int(role)):
                 if self._forge_ready and self._channel and not life.asked:
-                    life.asked = True
-                    self._channel.send(role.encode())
+                    with contextlib.suppress(OSError):  # the forge has died; the next one will be asked
+                        self._channel.send(role.encode())
+                        life.asked = True
                 continue
             self._born(role, self._fork(role))
 
@@ -200,7 +208,7 @@ class Supervisor:
         life.pid, life.born, life.due, life.asked = pid, time.monotonic(), None, False
         if role.isdigit():
             self.arena.pids[int(role)] = pid
-        else:
+        elif role != _COMBINER:  # which says itself when it is ready
             self.arena.service_pids[SERVICES.index(role)] = pid
 
     def _fork(self, role: str) -> int:
@@ -215,7 +223,7 @@ class Supervisor:
             if role == _COMBINER:
                 _in_child(parent, lambda: combine_until_killed(self.arena, self.wiring, self.paths))
             if role == _GATEWAY:
-                _in_child(parent, lambda: self.gateway(self.arena, self.wiring, self.listener))
+                _in_child(parent, lambda: self.gateway(self.arena, self.wiring, self.listener), is_gateway=True)
             self._become_worker(parent)(int(role))
         if theirs is not None:
             theirs.close()
@@ -224,9 +232,18 @@ class Supervisor:
     def _become_worker(self, parent: int) -> Callable[[int], None]:
         def become(process: int) -> None:
             self.listener.close()
-            _in_child(parent, lambda: predict_until_killed(self.arena, self.wiring, process, self.paths))
+            _in_child(parent, lambda: self._predict(process))
 
         return become
+
+    def _predict(self, process: int) -> int:
+        # A process that a dying forge left behind stays unknown, and another is started in its place.
+        deadline = time.monotonic() + _UNKNOWN
+        while self.arena.pids[process] != os.getpid():
+            if time.monotonic() > deadline:
+                raise StartupError("the supervisor does not know of this process")
+            time.sleep(_PAUSE)
+        return predict_until_killed(self.arena, self.wiring, process, self.paths)
 
     def _modules(self) -> tuple[str, ...]:
         config = self.arena.config
@@ -236,7 +253,10 @@ class Supervisor:
     def _hear_forge(self) -> None:
         if self._channel is None:
             return
-        message = self._channel.recv(64)
+        try:
+            message = self._channel.recv(64)
+        except OSError:  # it died with a number unread
+            message = b""
         if message == b"ready":
             self._forge_ready = True
         elif message:
@@ -282,6 +302,8 @@ class Supervisor:
             self._forge_died()
         elif role == _GATEWAY:
             self._gateway_died()
+        if role == _COMBINER and not self._started and (message := self.arena.combiner_error.get()):
+            raise _error_of(os.waitstatus_to_exitcode(status), message)
         if life.quick_deaths >= _HOPELESS and not self._started:
             raise StartupError(f"the {role} process {_described(status)} {life.quick_deaths} times in a row")
 
@@ -304,6 +326,7 @@ class Supervisor:
         if self._channel:
             self._channel.close()
             self._channel = None
+        self._early_deaths.clear()
         for life in self._lives.values():
             life.asked = False
 
@@ -327,7 +350,7 @@ class Supervisor:
     # -- the watch ----------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Kill what hangs; notice when everything is ready for the first time."""
+        """Kill what hangs; see to members without a worker; notice when everything is ready for the first time."""
         serving, now = self.arena.config.serving, time.monotonic()
         for process, cells in enumerate(self.arena.geometry.processes):
             life = self._lives[str(process)]
@@ -337,23 +360,31 @@ class Supervisor:
                 started = self.arena.batch_started[cell]
                 computing = started and time.monotonic_ns() - started > serving.member_timeout_ms * 1e6
                 starting = self.arena.state[cell] < READY and now - life.born > serving.startup_timeout_ms / 1000
+                name = self.arena.config.cells[cell].member
+                if starting and not self._started:
+                    limit = f"{serving.startup_timeout_ms / 1000:g} s (serving.startupTimeoutMs)"
+                    raise StartupError(f"member '{name}' was not ready within {limit}")
                 if computing or starting:
-                    log.error("cell hangs", extra={"member": self.arena.config.cells[cell].member, "pid": life.pid})
+                    log.error("cell hangs", extra={"member": name, "pid": life.pid})
                     _kill(life.pid)
                     break
-        if not self._started and all(state == READY for state in self.arena.state):
+        for member in range(self.arena.geometry.members):
+            repair.put_down_abandoned(self.arena, self.wiring, member)
+        combiner_ready = self.arena.service_pids[SERVICES.index(_COMBINER)]
+        if not self._started and combiner_ready and all(state == READY for state in self.arena.state):
             self._started = True
-            log.info("ready", extra={"port": self.listener.getsockname()[1]})
+            log.info("ready", extra={"port": self._port})
 
 
-def _in_child(parent: int, main: Callable[[], int]) -> None:
+def _in_child(parent: int, main: Callable[[], int], *, is_gateway: bool = False) -> None:
     """Run a process's main function in it; never returns."""
     code = 1
     try:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # Both may reach the whole group, while requests are in flight; the supervisor decides.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if is_gateway else signal.SIG_IGN)
         die_with_parent(parent)
         code = main()
     except EnsembleError as error:
@@ -370,9 +401,13 @@ def _startup_error(arena: Arena, cells: tuple[int, ...], status: int) -> Ensembl
     message = next((text for cell in cells if (text := arena.errors[cell].get())), "")
     code = os.waitstatus_to_exitcode(status)
     if message and code > 0:
-        kind = next((k for k in EnsembleError.__subclasses__() if k.exit_code == code), StartupError)
-        return kind(message)
+        return _error_of(code, message)
     return StartupError(f"the process of member '{member}' {_described(status)} while starting")
+
+
+def _error_of(code: int, message: str) -> EnsembleError:
+    """The error that another process ended with."""
+    return next((k for k in EnsembleError.__subclasses__() if k.exit_code == code), StartupError)(message)
 
 
 def _described(status: int) -> str:

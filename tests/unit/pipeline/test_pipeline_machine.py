@@ -186,7 +186,6 @@ class Pipeline(RuleBasedStateMachine):
             if not self.bench.rung(self.wiring.workers[cell]):
                 return
             os.read(self.wiring.workers[cell], 8)
-            self.arena.idle[cell] = 0
             self.awake[cell] = True
         try:
             self.in_hand[cell] = self.cells[cell].take(die_before_write)
@@ -218,6 +217,7 @@ class Pipeline(RuleBasedStateMachine):
         if self.alive[cell]:
             ring(self.wiring.combiner)
             self.in_hand[cell] = None
+            self.arena.idle[cell] = 1
 
     def compute(self, cell: int, entries: np.ndarray, codes: list[int]) -> None:
         member = self.cells[cell].intake.member
@@ -353,6 +353,7 @@ class Pipeline(RuleBasedStateMachine):
             self.cells[cell].report(entries)
             self.note(self.cells[cell].intake.member, entries)
             self.in_hand[cell] = None
+            self.arena.idle[cell] = 1
             ring(self.wiring.combiner)
             return True
         was_awake = self.awake[cell]
