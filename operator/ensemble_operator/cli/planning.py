@@ -104,7 +104,7 @@ def _picture(plan: Plan) -> RenderableType:
     widest = max(line.cell_len for line in heat.split())
     if sys.stdout.isatty() and widest <= Console().width:
         title = f"Batch sizes, on the colour of their share of time; device {plan.bottleneck} is the bottleneck\n\n"
-        return Text(title, style="bold").append_text(heat).append("\n")
+        return Text.assemble((title, "bold"), heat, "\n")
     return _matrix(plan) if len(plan.problem.members) <= _WIDEST else _cells(plan)
 
 
