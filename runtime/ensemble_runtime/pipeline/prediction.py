@@ -6,7 +6,6 @@ It sleeps only when nothing waits for any of its cells, so batches form by thems
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import select
 import time
@@ -38,6 +37,7 @@ from ensemble_runtime.pipeline.arena import (
     Arena,
 )
 from ensemble_runtime.pipeline.intake import Entries, Intake, MemberLock
+from ensemble_runtime.pipeline.turns import Turn
 from ensemble_runtime.pipeline.wiring import Wiring, ring, sleep_until_rung
 
 log = logging.getLogger(__name__)
@@ -74,8 +74,8 @@ def predict_until_killed(arena: Arena, wiring: Wiring, process: int, paths: dict
 
 def _serve(arena: Arena, process: int, doorbell: int, workers: list[_Worker]) -> None:
     while True:
-        worked = [worker.work() for worker in workers]
-        if any(worked):
+        # The member that is furthest behind goes first; see `turns`.
+        if any(worker.work() for worker in sorted(workers, key=_Worker.rows_behind) if worker.waiting()):
             continue
         arena.idle[process] = 1
         # Entries pushed before the flag was seen: the gateway rings a process in any case, so nothing can be missed.
@@ -107,8 +107,7 @@ class _Worker:
             self._output_rows = [arena.member_rows(self._member, o) for o in range(len(config.outputs))]
         device = next(i for i, d in enumerate(config.devices) if d.name == config.cells[cell].device)
         simulated = config.devices[device].kind is DeviceKind.SIMULATED
-        # A simulated device runs one batch at a time, whichever process hosts the cell.
-        self._device_lock = _DeviceLock(arena, device, self._process) if simulated else contextlib.nullcontext()
+        self._turn = Turn(arena, device, cell) if simulated else contextlib.nullcontext()
         self._model = self._load(device, paths)
 
     def announce(self) -> None:
@@ -143,7 +142,7 @@ class _Worker:
         if self._delay:
             self._await_more()
         # A device that runs one batch at a time is waited for empty-handed: the batch grows until it is free.
-        with self._device_lock:
+        with self._turn:
             return self._work()
 
     def _work(self) -> bool:
@@ -299,24 +298,3 @@ def packed(
     offset = base * stride + (first - base) * size
     rows: Array = np.frombuffer(area, dtype, count * elements, offset).reshape(count, *shape)
     return rows
-
-
-class _DeviceLock:
-    """A record lock on the arena's file that stands for a device; the kernel releases it when its holder dies."""
-
-    def __init__(self, arena: Arena, device: int, process: int) -> None:
-        self._idle = arena.idle
-        self._process = process
-        self._fd = arena.fd
-        self._position = len(arena.config.members) + device  # the members' queues come first
-
-    def __enter__(self) -> None:
-        try:
-            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._position)
-        except OSError:  # another process computes on it, so that this one cannot take any work
-            self._idle[self._process] = 0
-            fcntl.lockf(self._fd, fcntl.LOCK_EX, 1, self._position)
-            self._idle[self._process] = 1
-
-    def __exit__(self, *_: object) -> None:
-        fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, self._position)

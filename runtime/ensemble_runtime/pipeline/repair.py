@@ -39,21 +39,28 @@ def give_back(arena: Arena, wiring: Wiring, cell: int) -> None:
             ring(wiring.workers[process])
 
 
-def put_down_abandoned(arena: Arena, wiring: Wiring, member: int) -> None:
-    """Account for what waits for a member without a worker and nobody waits for: it would hold rows for nothing."""
-    if not any(len(queue) for queue in arena.queues[member]):
-        return
+def put_down_abandoned(arena: Arena, wiring: Wiring, member: int) -> bool:
+    """Account for entries of a member without a worker that nobody waits for: they would hold their rows for nothing.
+
+    Returns:
+        Whether the member has no worker.
+    """
     nobody = len(arena.config.cells)
     cells = arena.config.cells_of(arena.config.members[member].name)
+    if any(arena.state[cell] == READY for cell in cells):
+        return False
+    if not any(len(queue) for queue in arena.queues[member]):
+        return True
     with MemberLock(arena, member, nobody):  # in which a cell becomes ready, too
         if any(arena.state[cell] == READY for cell in cells):
-            return
+            return False
         abandoned = [_put_down(arena, queue) for queue in arena.queues[member]]
         entries = np.concatenate(abandoned)
         entries[:, 3] = SKIPPED | member << 16
         arena.reports[nobody].push(entries.tobytes())
     if len(entries):
         ring(wiring.combiner)
+    return True
 
 
 def _put_down(arena: Arena, queue: Ring) -> Entries:

@@ -35,7 +35,7 @@ GatewayMain = Callable[[Arena, Wiring, socket.socket], int]
 """Serves on a listening socket until SIGTERM; returns an exit code."""
 
 _TICK = 0.2
-_QUIESCE_TICK = 0.005
+_SHORT_TICK = 0.005
 _STEADY = 10.0
 """A process that lived for so many seconds is restarted at once, another after a growing pause."""
 _LONGEST_PAUSE = 30.0
@@ -105,6 +105,8 @@ class Supervisor:
     _started: bool = False
     _quiescing: bool = False
     """The gateway died: until every cell has put down what it holds, nobody may use the request table."""
+    _unserved: bool = False
+    """Some member has no worker now."""
     _stopping: bool = False
     _kill_at: float = 0.0
 
@@ -141,7 +143,8 @@ class Supervisor:
 
     def _wait(self, wakeup: socket.socket) -> None:
         sources = [wakeup] + ([self._channel] if self._channel else [])
-        readable, _, _ = select.select(sources, [], [], _QUIESCE_TICK if self._quiescing else _TICK)
+        tick = _SHORT_TICK if self._quiescing or self._unserved else _TICK
+        readable, _, _ = select.select(sources, [], [], tick)
         if wakeup in readable:
             numbers = wakeup.recv(4096)
             if signal.SIGTERM in numbers or signal.SIGINT in numbers:
@@ -368,8 +371,8 @@ class Supervisor:
                     log.error("cell hangs", extra={"member": name, "pid": life.pid})
                     _kill(life.pid)
                     break
-        for member in range(self.arena.geometry.members):
-            repair.put_down_abandoned(self.arena, self.wiring, member)
+        members = range(self.arena.geometry.members)
+        self._unserved = sum(repair.put_down_abandoned(self.arena, self.wiring, member) for member in members) > 0
         combiner_ready = self.arena.service_pids[SERVICES.index(_COMBINER)]
         if not self._started and combiner_ready and all(state == READY for state in self.arena.state):
             self._started = True

@@ -162,8 +162,7 @@ def main(config: str, files: str, script_file: str, script: str, arguments: tupl
         loop.add_signal_handler(signal.SIGTERM, stop.set)
         client = Client(Batcher(arena, wiring, loop), outbox, len((folder / "lives").read_text()), folder)
         try:
-            while not client.batcher.health().ready:
-                await asyncio.sleep(0.002)
+            await client.until(lambda: client.batcher.health().ready)
             function = runpy.run_path(script_file)[script]
             outbox.send(("result", await function(client, *arguments)))
         except Exception:

@@ -27,7 +27,9 @@ async def mixed_requests(client: Any) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("hosting", ["PerCell", "PerDevice"])
-def test_every_row_returns_to_its_own_request(run: Callable[..., Any], simulated: Callable[..., Any], hosting: str) -> None:
+def test_every_row_returns_to_its_own_request(
+    run: Callable[..., Any], simulated: Callable[..., Any], hosting: str
+) -> None:
     cells = [("s0", "a", 3), ("s1", "a", 16), ("s1", "b", 64), ("s0", "c", 5), ("s2", "a", 7)]
     config = simulated(["a", "b", "c"], cells, 0.0005, serving={"hosting": hosting, "queueRows": 2048})
     batches = run(config, "mixed_requests")

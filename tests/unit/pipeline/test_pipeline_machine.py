@@ -368,7 +368,7 @@ class Pipeline(RuleBasedStateMachine):
     def go_on(self) -> bool:
         """One round of all that is alive, while time stands still; whether anybody did anything."""
         progress = self.loop.run_soon()
-        progress |= any([self.work_off(cell) for cell in range(len(self.cells)) if self.alive[cell]])
+        progress |= sum(self.work_off(cell) for cell in range(len(self.cells)) if self.alive[cell]) > 0
         if self.bench.rung(self.wiring.combiner):
             self.wake_combiner("no")
             progress = True
@@ -401,6 +401,11 @@ def test_every_request_ends_once_and_right_whoever_dies_when(bench: Any) -> None
     run_state_machine_as_test(
         lambda: Pipeline(bench),
         settings=settings(
-            max_examples=150, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck), phases=(Phase.generate, Phase.shrink), report_multiple_bugs=False
+            max_examples=150,
+            stateful_step_count=50,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            phases=(Phase.generate, Phase.shrink),
+            report_multiple_bugs=False,
         ),
     )

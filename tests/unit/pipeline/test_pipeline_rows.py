@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -60,7 +62,7 @@ TestAllocation = Allocation.TestCase
 def batches(draw: st.DrawFn) -> list[tuple[int, int]]:
     """Disjoint runs of rows in any order."""
     bounds = sorted(draw(st.sets(st.integers(0, 60), min_size=2, max_size=12)))
-    runs = [(first, end - first) for first, end in zip(bounds, bounds[1:], strict=False)]
+    runs = [(first, end - first) for first, end in pairwise(bounds)]
     chosen = draw(st.lists(st.sampled_from(runs), min_size=1, max_size=len(runs), unique=True))
     shortened = [(first, draw(st.integers(1, count))) for first, count in chosen]
     return sorted(shortened) if draw(st.booleans()) else shortened
