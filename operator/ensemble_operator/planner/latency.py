@@ -117,14 +117,17 @@ def _times(pipeline: Pipeline, servers: dict[int, _Server], device: int, cells: 
     members = [c.member for c in cells if c.share >= 0.2 * max(c.share for c in cells)]
     stand_ins = [[c.device for c in pipeline.cells if c.member == m and c.device in servers] for m in members]
     fewest = min(stand_ins, key=len)
-    waits = math.prod(servers[d].active for d in fewest)
+    # Sakasegawa's approximation of the chance that all of several servers are busy.
+    active = sum(servers[d].active for d in fewest) / len(fewest)
+    waits = active ** (math.sqrt(2 * (len(fewest) + 1)) - 1)
     mean = [float(servers[d].time @ servers[d].round[servers[d].taken]) for d in fewest]
     sooner = min(1.0, min(mean) / float(server.time @ server.round[server.taken]))
     seconds, weight = [server.round[1:2]], [np.array([1 - waits])]
     turn = server.round[server.taken]
     for point in _WITHIN:
         left = (1 - point ** (1 / len(fewest))) * turn * sooner
-        before, after = server.rate * turn * point, server.rate * left
+        # However soon a cell comes free, the batches are as large as what comes in a whole turn.
+        before, after = server.rate * turn * point, server.rate * turn * (1 - point)
         come = np.maximum(0, np.round(before[:, None] + np.sqrt(before)[:, None] * _NORMAL))
         behind = server.stay[:, None] + come
         full = np.floor(behind / server.most)

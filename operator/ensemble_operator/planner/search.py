@@ -110,13 +110,16 @@ def _improve(instance: Instance, at: Scored, budget: Budget, random: np.random.G
         if not budget.left():
             return None
         matrix, touched = _seat(instance, at.matrix, moves[i])
-        if promise(instance, at, matrix) <= at.score or not _fit(instance, matrix, touched, work, moves[i]):
+        if promise(instance, at, matrix) <= at.score:
+            continue
+        # Where memory is tight most changes do not fit; finding that out takes as long as an evaluation.
+        budget.spend()
+        if not _fit(instance, matrix, touched, work, moves[i]):
             continue
         key = _key(instance, matrix)
         if key in seen or promise(instance, at, matrix) <= at.score:
             continue
         seen.add(key)
-        budget.spend()
         outcome = score(instance, matrix)
         if outcome.beats(at):
             return outcome
