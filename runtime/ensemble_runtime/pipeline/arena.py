@@ -154,6 +154,8 @@ class Arena:
         self.state = self._cut.words(cells)
         self.batch_started = self._cut.words(cells)
         """CLOCK_MONOTONIC nanoseconds at which the running batch began; 0: none runs."""
+        self.combining_since = self._cut.words(1)
+        """The same of the combiner's turn: a stacking model may hang as well."""
         self.counters: NDArray[np.uint64] = self._cut.array((cells, 4), "u8")
         """Batches, rows, busy nanoseconds, errors."""
         self.restarts = self._cut.words(cells)

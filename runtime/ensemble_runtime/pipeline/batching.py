@@ -333,7 +333,8 @@ class Batcher:
         missing = [m for m in self._combined if ((status[m] != ARRIVED) if late else (status[m] > ARRIVED)).any()]
         reasons = {self._names[m]: self._reason(m, status[m]) for m in missing}
         if not reasons:  # every member has answered, and their combination failed
-            reasons = {"combination": REASONS[0 if late else RAISED]}
+            reason = f"{REASONS[RAISED]} ({self._arena.combiner_error.get()})"
+            reasons = {"combination": REASONS[0] if late else reason}
         return Outcome(Verdict.TIMED_OUT if late else Verdict.MEMBER_FAILED, reasons)
 
     def _reason(self, member: int, status: NDArray[np.uint8]) -> str:

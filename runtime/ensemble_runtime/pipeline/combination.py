@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ensemble_runtime.config import Rule, RuntimeConfig
 from ensemble_runtime.errors import EnsembleError
+from ensemble_runtime.members.checks import first_line
 from ensemble_runtime.pipeline.arena import ACTIVE, ANSWERED, ARRIVED, DISAGREE, MISSHAPEN, SERVICES, Arena
 from ensemble_runtime.pipeline.disagreement import disagreement
 from ensemble_runtime.pipeline.intake import Entries
@@ -61,12 +62,15 @@ def combine_until_killed(arena: Arena, wiring: Wiring, paths: dict[str, Path]) -
         # Until the gateway has read what the last combiner told it, the request table does not tell who is answered.
         ring(wiring.gateway)
         time.sleep(_PAUSE)
+    arena.combining_since[0] = time.monotonic_ns()
     combiner.recover()
     arena.service_pids[SERVICES.index("combiner")] = os.getpid()
     while True:
         if combiner.turn():
             ring(wiring.gateway)
+        arena.combining_since[0] = 0
         sleep_until_rung(wiring.combiner)
+        arena.combining_since[0] = time.monotonic_ns()
 
 
 class Combiner:
@@ -338,7 +342,8 @@ class Combiner:
                     members[place] = self._view(slot, o, m, arena.member_outputs[m][o])
                 _at_once(fold, out, slice(0, len(out)), members, None if present.all() else present)
         except Exception as error:
-            log.error("combination failed", extra={"error": f"{type(error).__name__}: {error}"})
+            arena.combiner_error.set(first_line(error))
+            log.error("combination failed", extra={"error": first_line(error)})
             self._close(slot, DONE_FAILED)
             return
         if arena.flags[slot] & DISAGREE:

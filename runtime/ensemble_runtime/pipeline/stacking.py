@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_runtime.config import Device, DeviceKind, Member, RuntimeConfig, TensorSpec
-from ensemble_runtime.members.checks import check_outputs, warm_up
+from ensemble_runtime.errors import ManifestError, ModelInvalidError
+from ensemble_runtime.members.checks import bad_rows, check_outputs, warm_up
 from ensemble_runtime.pipeline.rules import Rows, stack_features
 
 Array = NDArray[Any]
@@ -33,6 +34,8 @@ class Stack:
         model = config.combination.model
         if model is None:
             raise AssertionError("the configuration requires a model for Stacking")
+        if len(config.outputs) != 1:
+            raise ManifestError(f"outputs: rule Stacking gives one output, the manifest has {len(config.outputs)}")
         output = config.outputs[0]
         shape = (*output.shape[:-1], members * output.shape[-1]) if output.shape else (members,)
         features = TensorSpec(name="members", datatype=output.datatype, shape=shape, max_length=output.max_length)
@@ -55,4 +58,6 @@ class Stack:
             raise ValueError("stacking needs the values of every member")
         answers = self._model.predict([stack_features(members, self._predictions)])
         check_outputs(_NAME, answers, self._outputs, members.shape[1])
+        if bad_rows(answers) is not None:
+            raise ModelInvalidError(f"member '{_NAME}': returned NaN or infinity")
         acc[rows] = answers[0]

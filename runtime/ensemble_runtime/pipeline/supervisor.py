@@ -295,6 +295,8 @@ class Supervisor:
             self._worker_died(int(role), status)
         else:
             self.arena.service_pids[SERVICES.index(role)] = 0
+        if role == _COMBINER:
+            self.arena.combining_since[0] = 0
         if self._stopping:
             return
         life.quick_deaths = 0 if lived > _STEADY else life.quick_deaths + 1
@@ -355,6 +357,10 @@ class Supervisor:
     def _watch(self) -> None:
         """Kill what hangs; see to members without a worker; notice when everything is ready for the first time."""
         serving, now = self.arena.config.serving, time.monotonic()
+        since, combiner = self.arena.combining_since[0], self._lives[_COMBINER].pid
+        if since and combiner and time.monotonic_ns() - since > serving.member_timeout_ms * 1e6:
+            log.error("combination hangs", extra={"pid": combiner})
+            _kill(combiner)
         for process, cells in enumerate(self.arena.geometry.processes):
             life = self._lives[str(process)]
             if not life.pid:
