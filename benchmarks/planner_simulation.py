@@ -1,4 +1,4 @@
-"""What the planner predicts against a simulation of the pipeline: throughput at saturation, and p99 under Poisson arrivals.
+"""The planner's predictions against a simulation of the pipeline: saturated throughput, and p99 under Poisson arrivals.
 
     python benchmarks/planner_simulation.py
 

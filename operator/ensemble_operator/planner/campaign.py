@@ -20,7 +20,7 @@ from ensemble_operator.planner.search import Budget, bounded_greedy, local_searc
 from ensemble_runtime.errors import OutOfMemoryError
 
 LARGE = 32
-"""Above so many devices the search starts from the rounded relaxation, and mends that."""
+"""Above so many devices a start is only mended: the neighbourhoods of the other searches are too large."""
 GOOD_ENOUGH = 1e-3
 """The search ends when the rate is within this fraction of the bound."""
 
@@ -46,9 +46,9 @@ def begin(whole: Instance) -> tuple[Ints, list[Matrix]]:
 
 
 def _starts(instance: Instance) -> list[Matrix]:
-    """Where to begin: what runs, the rounded relaxation where devices are many, and packings at every batch size."""
+    """Where to begin: what runs, the rounded relaxation, and packings at every batch size."""
     starts = [baseline(instance, pack(instance))]
-    if len(instance.type_of) > LARGE and (ideal := rounded(instance, relaxed(instance))) is not None:
+    if (ideal := rounded(instance, relaxed(instance))) is not None:
         starts.insert(0, ideal)
     if instance.problem.running and (kept := _kept(instance)) is not None:
         starts.insert(0, kept)
@@ -87,11 +87,11 @@ def campaign(
         progress(Progress(budget.spent, budget.evaluations, best().steady.rate, bound))
 
     for start in starts:
-        if large:
-            told(mend(instance, score(instance, start), budget, enough))
-        else:
-            ends.append(bounded_greedy(instance, start, budget))
-            told(local_search(instance, ends[-1], budget, random))
+        at = mend(instance, score(instance, start), budget, enough)
+        if not large and not enough(at):
+            ends.append(bounded_greedy(instance, at.matrix, budget))
+            at = local_search(instance, ends[-1], budget, random)
+        told(at)
         if enough(best()) or not budget.left():
             return ends
     while not large and budget.left() and not enough(best()):

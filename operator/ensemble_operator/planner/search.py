@@ -86,7 +86,7 @@ def promise(instance: Instance, at: Scored, matrix: Matrix) -> float:
     member = np.full(matrix.shape[1], np.inf)
     np.minimum.at(member, columns, cost)
     time = float((room(instance, matrix) * price).sum()) if instance.interferes else float(price.sum())
-    least = float(member.sum()) / time
+    least = float(member.sum()) / time if time > 0 else 0.0
     return (-math.log(least) if least > 0 else math.inf) - costs(instance, matrix)
 
 
