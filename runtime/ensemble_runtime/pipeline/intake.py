@@ -49,7 +49,7 @@ class Intake:
 
     def waiting_rows(self) -> int:
         """Rows of the entries that nobody has taken yet."""
-        return sum(int(ring.peek(len(ring))[:, 2].sum()) for ring in self._rings)
+        return sum(int(ring.peek(waiting)[:, 2].sum()) for ring in self._rings if (waiting := len(ring)))
 
     def take(self) -> Entries | None:
         """Take a fair share of what waits, up to the batch size in rows; None if nothing waits."""

@@ -74,8 +74,11 @@ def predict_until_killed(arena: Arena, wiring: Wiring, process: int, paths: dict
 
 def _serve(arena: Arena, process: int, doorbell: int, workers: list[_Worker]) -> None:
     while True:
-        # The member that is furthest behind goes first; see `turns`.
-        if any(worker.work() for worker in sorted(workers, key=_Worker.rows_behind) if worker.waiting()):
+        waited_for = [worker for worker in workers if worker.waiting()]
+        if waited_for:
+            # The member that is furthest behind goes first; see `turns`.
+            worker = waited_for[0] if len(waited_for) == 1 else max(waited_for, key=_Worker.waiting_rows)
+            worker.work()
             continue
         arena.idle[process] = 1
         # Entries pushed before the flag was seen: the gateway rings a process in any case, so nothing can be missed.
@@ -135,20 +138,21 @@ class _Worker:
         """Entries that wait for this cell's member."""
         return self._intake.waiting()
 
-    def work(self) -> bool:
-        """Take a batch, if anything waits, and see it through."""
-        if not self._intake.waiting():
-            return False
+    def waiting_rows(self) -> int:
+        """Rows that wait for this cell's member."""
+        return self._intake.waiting_rows()
+
+    def work(self) -> None:
+        """Take a batch, unless the member's other cells were faster, and see it through."""
         if self._delay:
             self._await_more()
         # A device that runs one batch at a time is waited for empty-handed: the batch grows until it is free.
         with self._turn:
-            return self._work()
+            entries = self._intake.take()
+            if entries is not None:
+                self._see_through(entries)
 
-    def _work(self) -> bool:
-        entries = self._intake.take()
-        if entries is None:
-            return False
+    def _see_through(self, entries: Entries) -> None:
         started = time.monotonic_ns()
         self._arena.batch_started[self._cell] = started
         self._run(entries)
@@ -160,7 +164,6 @@ class _Worker:
         self._intake.report(entries)
         ring(self._combiner)
         self._arena.idle[self._process] = 1
-        return True
 
     def _await_more(self) -> None:
         """Give a fuller batch the time that the manifest grants."""
