@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -52,14 +53,27 @@ class TorchModel:
         self.precision = precision
         self._device = device
         floating = {spec.datatype for spec in inputs} & {Datatype.FP16, Datatype.FP32, Datatype.FP64}
+        self._private_inputs = False
         self._as_is = device.type == "cpu" and precision is torch.float32 and floating <= {Datatype.FP32}
 
     def computing(self, compute: Callable[..., Any]) -> TorchModel:
         """The same model with another way to compute it."""
-        return TorchModel(compute, self._names, self._inputs, self._outputs, self.precision, self._device)
+        model = TorchModel(compute, self._names, self._inputs, self._outputs, self.precision, self._device)
+        model._private_inputs = self._private_inputs
+        return model
+
+    def protect_inputs(self) -> None:
+        """Compute on copies from now on, if this model writes into its inputs: other members read the same rows."""
+        random = np.random.default_rng(0)
+        batch = [random_rows(spec, 3, 5, random) for spec in self._inputs]
+        before = [values.copy() for values in batch]
+        self.predict(batch)
+        self._private_inputs = any(map(_differ, batch, before))
 
     def predict(self, inputs: Sequence[Array]) -> list[Array]:
         """See `Model.predict`."""
+        if self._private_inputs:
+            inputs = [values.copy() for values in inputs]
         with torch.inference_mode():
             if self._as_is:
                 answer = self._compute(*map(torch.from_numpy, inputs))
@@ -101,7 +115,13 @@ def load_torch(
     except Exception as error:  # torch raises RuntimeError, AssertionError, KeyError and more on damaged archives
         raise ModelInvalidError(f"cannot be loaded by torch {torch.__version__}: {first_line(error)}") from error
     reference = TorchModel(plain, names, inputs, outputs, precision, target)
+    with contextlib.suppress(Exception):  # one that cannot be run at all is for the warm-up to report
+        reference.protect_inputs()
     return (_faster(plain, reference, inputs) if target.type == "cpu" else None) or reference
+
+
+def _differ(found: Array, expected: Array) -> bool:
+    return not np.array_equal(found, expected)
 
 
 def _load_script(path: Path, target: torch.device, precision: torch.dtype) -> Any:

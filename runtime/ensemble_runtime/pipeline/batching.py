@@ -23,6 +23,7 @@ from ensemble_runtime.pipeline.arena import (
     ARRIVED,
     CANCELLED,
     DISAGREE,
+    MISSHAPEN,
     OPEN,
     RAISED,
     READY,
@@ -341,7 +342,7 @@ class Batcher:
         code = int(status.max()) if (status > ARRIVED).any() else 0
         reason = REASONS[code]
         texts = [self._arena.errors[cell].get() for cell in self.config.cells_of(self._names[member])]
-        detail = next((text for text in texts if text), "") if code else ""
+        detail = next((text for text in texts if text), "") if code in (RAISED, MISSHAPEN) else ""
         return f"{reason} ({detail})" if detail else reason
 
     # -- time ---------------------------------------------------------------------------------------------------------
@@ -404,8 +405,7 @@ class Batcher:
         table = self._fixed_outputs[index]
         if table is not None:
             return table[lease.base : lease.base + lease.rows]
-        arrived = self._arena.status[self._combined, lease.base] == ARRIVED
-        member = self._combined[int(np.argmax(arrived))]
+        member = int(np.argmax(self._arena.used[lease.slot]))
         return self._variable(self._arena.outputs[index], lease, member, index)
 
     def member_rows(self, lease: RowLease, member: str, index: int) -> NDArray[np.generic]:

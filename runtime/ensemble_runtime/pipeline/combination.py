@@ -316,18 +316,22 @@ class Combiner:
         status = arena.status[:, self._rows(slot)]
         arrived = [m for m in self._combined if (status[m] == ARRIVED).all()]
         failed = [m for m in self._combined if (status[m] > ARRIVED).any()]
-        if not self._fixed:
-            odd = [
-                m for m in arrived[1:] if (arena.output_shapes[slot, m] != arena.output_shapes[slot, arrived[0]]).any()
-            ]
-            status[odd] = MISSHAPEN
-            arrived, failed = [m for m in arrived if m not in odd], failed + odd
+        alike = arrived if self._fixed else self._alike(slot, arrived)
         needed = int(arena.min_members[slot])
         pending = len(self._combined) - len(arrived) - len(failed)
-        if len(arrived) + pending < needed:
+        if not pending or (slot in self._expired and len(alike) >= needed):
+            status[[m for m in arrived if m not in alike]] = MISSHAPEN
+            if len(alike) >= needed:
+                self._answer(slot, alike)
+            else:
+                self._close(slot, DONE_FAILED)
+        elif len(arrived) + pending < needed:
             self._close(slot, DONE_FAILED)
-        elif not pending or (slot in self._expired and len(arrived) >= needed):
-            self._answer(slot, arrived)
+
+    def _alike(self, slot: int, arrived: list[int]) -> list[int]:
+        """Of members whose rows may have any shape, those that most agree with."""
+        shapes = [self._arena.output_shapes[slot, m].tobytes() for m in arrived]
+        return [m for m, shape in zip(arrived, shapes, strict=True) if shape == max(shapes, key=shapes.count)]
 
     def _answer(self, slot: int, arrived: list[int]) -> None:
         """Combine a request anew from its members' rows, whatever was folded before."""

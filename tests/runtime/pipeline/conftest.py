@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import runpy
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -181,3 +183,48 @@ def run(start: Start) -> Callable[..., Any]:
 @pytest.fixture(scope="session", name="simulated")
 def simulated_fixture() -> Callable[..., RuntimeConfig]:
     return simulated
+
+
+@pytest.fixture(scope="session")
+def model_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the models that models.py writes."""
+    folder = tmp_path_factory.mktemp("models")
+    script = Path(__file__).with_name("models.py")
+    subprocess.run([sys.executable, "-W", "ignore", str(script), str(folder)], check=True, timeout=100)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def on_cores(model_files: Path) -> Callable[..., RuntimeConfig]:
+    """on_cores({"a": {"file": "moody", ...}, ...}, **changes): TorchScript members, a core for each while there are."""
+
+    def configure(members: dict[str, dict[str, Any]], stacking: str | None = None, **changes: Any) -> RuntimeConfig:
+        def source(name: str) -> dict[str, Any]:
+            return {"uri": (model_files / f"{name}.pt").as_uri(), "format": "TorchScript"}
+
+        cores = sorted(os.sched_getaffinity(0))
+        places = {name: f"core-{cores[i % len(cores)]}" for i, name in enumerate(members)}
+        combination = {"rule": "Mean", "predictions": "Values"}
+        if stacking:
+            combination = {"rule": "Stacking", "predictions": "Values", "model": source(stacking)}
+        return RuntimeConfig.model_validate(
+            {
+                "name": "ensemble",
+                "members": [
+                    {"name": name, "model": source(fields["file"]), **{k: v for k, v in fields.items() if k != "file"}}
+                    for name, fields in members.items()
+                ],
+                "inputs": [{"name": "x", "datatype": "FP32", "shape": [4]}],
+                "outputs": [{"name": "y", "datatype": "FP32", "shape": [3]}],
+                "combination": combination,
+                "devices": [
+                    {"name": place, "kind": "CPU", "type": "cpu-1", "memoryBytes": 1 << 30, "cores": [int(place[5:])]}
+                    for place in dict.fromkeys(places.values())
+                ],
+                "cells": [{"device": place, "member": name, "batchSize": 8} for name, place in places.items()],
+                "listen": {"port": 0},
+                **changes,
+            }
+        )
+
+    return configure

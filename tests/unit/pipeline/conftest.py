@@ -60,6 +60,12 @@ class SteppedLoop:
     def add_reader(self, fd: int, callback: Callable[[], object]) -> None:
         self._readers[fd] = callback
 
+    def close(self) -> None:
+        """Let go of all callbacks, and with them of the arena: the mapping ends when nobody refers to it."""
+        self._soon.clear()
+        self._timers.clear()
+        self._readers.clear()
+
     def run_soon(self) -> bool:
         """What was left for the next turn of the loop."""
         soon, self._soon = self._soon, []
@@ -75,8 +81,9 @@ class SteppedLoop:
         return bool(ready)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass, and the timers that are due with it."""
+        """Let time pass, and the timers that are due with it, behind what was left for the loop's next turn."""
         until = self.now + seconds
+        self.run_soon()
         while due := [timer for timer in self._timers if not timer.cancelled and timer.at <= until]:
             first = min(due, key=lambda timer: timer.at)
             self._timers.remove(first)
@@ -97,7 +104,9 @@ class _Timer:
 
 def rung(doorbell: int) -> bool:
     """Whether somebody who sleeps on this doorbell would wake."""
-    return bool(select.select([doorbell], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(doorbell, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class DiedError(Exception):

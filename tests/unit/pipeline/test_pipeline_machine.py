@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from ensemble_runtime.config import Combination
 from ensemble_runtime.pipeline import repair
-from ensemble_runtime.pipeline.arena import ARRIVED, CANCELLED, MISSHAPEN, NOT_FINITE, RAISED, SKIPPED
+from ensemble_runtime.pipeline.arena import ARRIVED, CANCELLED, MISSHAPEN, NOT_FINITE, RAISED, READY, SKIPPED, STARTING
 from ensemble_runtime.pipeline.batching import Batcher, RowLease
 from ensemble_runtime.pipeline.combination import Combiner
 from ensemble_runtime.pipeline.disagreement import disagreement
@@ -79,6 +79,8 @@ class Pipeline(RuleBasedStateMachine):
         self.alive = [True] * len(self.cells)
         self.awake = [True] * len(self.cells)
         self.in_hand: list[np.ndarray | None] = [None] * len(self.cells)
+        for cell in range(len(self.cells)):
+            self.arena.state[cell] = READY
         self.inputs_seen = 0
         self.start_services()
 
@@ -173,6 +175,7 @@ class Pipeline(RuleBasedStateMachine):
             pass
         assert repair.quiet(self.arena)
         repair.reset(self.arena)
+        self.loop.close()
         self.start_services()
 
     # -- cells --------------------------------------------------------------------------------------------------------
@@ -259,10 +262,14 @@ class Pipeline(RuleBasedStateMachine):
             return
         nobody = self.arena.reports[-1]
         before = nobody.tail
+        self.arena.state[cell] = STARTING
         repair.give_back(self.arena, self.wiring, cell)
+        repair.put_down_abandoned(self.arena, self.wiring, self.cells[cell].intake.member)
         if lost := nobody.tail - before:
             entries = np.array([nobody.table[(before + i) % len(nobody.table)] for i in range(lost)])
+            entries[:, 3] &= 0xFFFF
             self.note(self.cells[cell].intake.member, entries)
+        self.arena.state[cell] = READY
         self.cells[cell] = self.bench.MortalCell(self.arena, cell)
         self.alive[cell] = self.awake[cell] = True
         self.in_hand[cell] = None
@@ -392,12 +399,12 @@ class Pipeline(RuleBasedStateMachine):
             assert self.batcher.in_flight == 0
             assert self.batcher._rows.free == ROWS
             assert len(self.batcher._slots) == SLOTS
+            self.loop.close()
         self.stack.close()
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_every_request_ends_once_and_right_whoever_dies_when(bench: Any) -> None:
-    # 300 machines of 60 steps take some seconds; the bugs that this found needed a few hundred.
     run_state_machine_as_test(
         lambda: Pipeline(bench),
         settings=settings(
@@ -405,7 +412,7 @@ def test_every_request_ends_once_and_right_whoever_dies_when(bench: Any) -> None
             stateful_step_count=50,
             deadline=None,
             suppress_health_check=list(HealthCheck),
-            phases=(Phase.generate, Phase.shrink),
+            phases=(Phase.generate, Phase.shrink),  # to explain a failure takes minutes
             report_multiple_bugs=False,
         ),
     )
