@@ -44,7 +44,7 @@ def members(random: np.random.Generator, gib: list[float], *, prefix: str = "m")
 
 
 def random_problem(seed: int, *, max_devices: int = 8, max_members: int = 12) -> Problem:
-    """Up to so many devices of four types and members, from roomy to crowded memory; not all of them fit."""
+    """Up to so many devices of four types and members, from roomy to crowded memory."""
     random = np.random.default_rng(seed)
     count = int(random.integers(1, max_devices + 1))
     names = list(TYPES)

@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=300, help="instances, of up to 8 devices and 12 members")
     parser.add_argument("--first", type=int, default=0, help="seed of the first")
-    parser.add_argument("--nodes", type=int, default=4000, help="branch-and-bound nodes for each")
+    parser.add_argument("--nodes", type=int, default=200, help="branch-and-bound nodes for each")
     options = parser.parse_args()
     gaps, seconds, gains, refused, open_ = [], [], [], 0, 0
     print("seed devices members    rows/s   optimum    gap %  gain  plan s  exact s")
