@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_runtime.config import MAX_DIMENSIONS, Hosting, RuntimeConfig, TensorSpec
+from ensemble_runtime.devices.cgroup import available_memory
 from ensemble_runtime.errors import SharedMemoryError
 
 SHM = Path("/dev/shm")  # noqa: S108  # no temporary file: the memory file system itself
@@ -173,24 +174,22 @@ class Arena:
         """Make the arena, with every page reserved, so that no write can fail later.
 
         Raises:
-            SharedMemoryError: /dev/shm has less room than the arena needs; the message names both.
+            SharedMemoryError: /dev/shm or the memory has less room than the arena needs; the message names both.
         """
-        fd = os.open(SHM, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fd = None
         try:
-            # Laid out once over a sparse file: what it came to is the size, so no second list of sizes is kept.
-            os.ftruncate(fd, SPARSE_BYTES)
-            size = Arena(config, fd).size
+            fd = os.open(SHM, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            size = _size(config, fd)
+            _check_room(size, fd)
             os.ftruncate(fd, size)
-            free = os.fstatvfs(fd)
-            if size > free.f_bavail * free.f_frsize:
-                raise SharedMemoryError(_too_small(size, free.f_bavail * free.f_frsize))
             os.posix_fallocate(fd, 0, size)
+            return Arena(config, fd)
         except (OSError, SharedMemoryError) as error:
-            os.close(fd)
+            if fd is not None:
+                os.close(fd)
             if isinstance(error, SharedMemoryError):
                 raise
             raise SharedMemoryError(f"cannot reserve shared memory in {SHM}: {error.strerror}") from error
-        return Arena(config, fd)
 
     def member_rows(self, member: int, output: int) -> NDArray[np.generic]:
         """A member's area of a fixed-shape output, (rows, *shape)."""
@@ -331,8 +330,25 @@ def _power_of_two(value: int) -> int:
     return 1 << max(0, value - 1).bit_length()
 
 
-def _too_small(size: int, available: int) -> str:
-    return (
-        f"the arena needs {size / 2**20:.0f} MiB of shared memory, {SHM} has {available / 2**20:.0f} MiB free; "
-        "make it larger, or lower serving.queueRows"
-    )
+def _size(config: RuntimeConfig, fd: int) -> int:
+    """Bytes of the arena; only of its tensors where these alone are beyond any machine."""
+    geo = Geometry.of(config)
+    tensors = geo.rows * (sum(geo.input_strides) + (geo.members + 1) * sum(geo.output_strides))
+    if tensors > SPARSE_BYTES // 2:
+        return tensors
+    # Laid out once over a sparse file: what it came to is the size, so no second list of sizes is kept.
+    os.ftruncate(fd, SPARSE_BYTES)
+    size = Arena(config, fd).size
+    os.ftruncate(fd, 0)
+    return size
+
+
+def _check_room(size: int, fd: int) -> None:
+    found = os.fstatvfs(fd)
+    free, memory = found.f_bavail * found.f_frsize, available_memory()
+    needed = f"the arena needs {size / 2**20:.0f} MiB of shared memory"
+    if size > free:
+        remedy = "make it larger, or lower serving.queueRows"
+        raise SharedMemoryError(f"{needed}, {SHM} has {free / 2**20:.0f} MiB free; {remedy}")
+    if size > memory:  # to reserve it would end in the kernel's killing somebody
+        raise SharedMemoryError(f"{needed}, {memory / 2**20:.0f} MiB of memory are available; lower serving.queueRows")
