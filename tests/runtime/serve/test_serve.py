@@ -1,0 +1,148 @@
+"""The runtime's command from its start to its end, through the official client."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.utils import InferenceServerException
+
+Serve = Callable[[dict[str, Any]], Any]
+
+
+def test_answers_are_those_of_the_models_also_while_processes_die(
+    serve: Serve, config: dict[str, Any], weights: dict[Path, NDArray[np.float32]]
+) -> None:
+    server = serve(config)
+    mean = np.mean(list(weights.values()), axis=0)
+    stop = False
+
+    def ask(seed: int) -> int:
+        random, answers = np.random.default_rng(seed), 0
+        while not stop:
+            rows = random.random((int(random.integers(1, 20)), 4), "f4")
+            try:
+                found = server.infer(rows)
+            except InferenceServerException as error:
+                # What was in flight is answered; what comes while a member has no worker is sent away.
+                assert error.status() == "503", error
+                assert "is not ready" in error.message()
+                continue
+            np.testing.assert_allclose(found, rows @ mean, rtol=1e-5)
+            answers += 1
+        return answers
+
+    server.address()
+    with ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(ask, seed) for seed in range(4)]
+        try:
+            for role in ("m0@cpu", "combiner", "forge", "m1@cpu"):
+                pid = server.pid(role)
+                assert pid
+                _kill(pid)
+                server.until(lambda role=role, pid=pid: server.pid(role) not in (None, pid))
+                server.until(lambda: server.ready()[0])
+        finally:
+            stop = True
+        assert all(client.result(60) for client in clients)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(30) == 0
+    server.assert_gone()
+
+
+def test_readiness_tells_the_truth_while_a_member_is_away(serve: Serve, config: dict[str, Any]) -> None:
+    server = serve(config)
+    assert server.ready()[0]
+    for _ in range(3):  # each time the pause before the restart grows
+        server.until(lambda: server.pid("m0@cpu"))
+        pid = server.pid("m0@cpu")
+        _kill(pid)
+        server.until(lambda pid=pid: server.pid("m0@cpu") != pid)
+    ready, body = server.ready()
+    assert not ready
+    assert "no worker is ready for m0" in json.loads(body)["error"]
+    server.until(lambda: server.ready()[0])
+    assert server.infer(np.ones((1, 4), "f4")).shape == (1, 3)
+
+
+def test_a_killed_gateway_comes_back_on_the_same_port(serve: Serve, config: dict[str, Any]) -> None:
+    server = serve(config)
+    for _ in range(2):
+        pid = server.pid("gateway")
+        _kill(pid)
+        server.until(lambda pid=pid: _answers(server) and server.pid("gateway") not in (None, pid))
+        server.until(lambda: server.ready()[0])
+        assert server.infer(np.ones((9, 4), "f4")).shape == (9, 3)
+
+
+def test_kill_9_of_the_parent_leaves_nothing(serve: Serve, config: dict[str, Any]) -> None:
+    server = serve(config)
+    host, port = server.address().split(":")
+    assert len(server.processes()) == 6  # supervisor, gateway, combiner, forge, two cells
+    server.process.send_signal(signal.SIGKILL)
+    server.assert_gone(2.0)
+    # A process is a zombie already when its last threads still hold its sockets.
+    server.until(lambda: _refused(host, int(port)), 2.0)
+
+
+def test_sigterm_answers_the_request_in_flight(serve: Serve, slow_config: dict[str, Any]) -> None:
+    server = serve(slow_config)
+    rows = np.arange(8, dtype="f4").reshape(2, 4)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(server.infer, rows)
+        server.until(lambda: sum(server.metric("ensemble_inference_pending_request_count").values()) == 1)
+        server.process.send_signal(signal.SIGTERM)
+        expected = rows.mean(axis=1, keepdims=True) + np.arange(3) / 3
+        np.testing.assert_allclose(answer.result(30), expected, rtol=1e-6)
+    assert server.process.wait(30) == 0
+    server.assert_gone()
+
+
+def test_a_taken_port_and_a_missing_model_have_their_codes(serve: Serve, config: dict[str, Any]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        taken = serve({**config, "listen": {"port": port}})
+        assert taken.process.wait(30) == 72
+    missing = serve({**config, "members": [config["members"][0], _elsewhere(config["members"][1])]})
+    assert missing.process.wait(30) == 66
+    unknown = serve({**config, "membres": []})
+    assert unknown.process.wait(30) == 65
+    lines = [server.log.read_text().splitlines()[-1] for server in (taken, missing, unknown)]
+    assert lines[0] == f"ensemble-runtime: cannot listen on 127.0.0.1:{port}: Address already in use"
+    assert lines[1].startswith("ensemble-runtime: ") and "/nowhere.onnx" in lines[1]
+    assert lines[2].strip().startswith("membres: ")
+    for server in (taken, missing, unknown):
+        assert "Traceback" not in server.log.read_text()
+        server.assert_gone()
+
+
+def _kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def _refused(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=10).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def _answers(server: Any) -> bool:
+    try:
+        server.ready()
+    except OSError:
+        return False
+    return True
+
+
+def _elsewhere(member: dict[str, Any]) -> dict[str, Any]:
+    return {**member, "model": {"uri": "file:///nowhere.onnx", "format": "ONNX"}}
