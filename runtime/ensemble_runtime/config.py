@@ -188,16 +188,24 @@ class Serving(Schema):
 
     timeout_ms: float = Field(30_000, gt=0, le=3_600_000, description="A request's time, queueing included.")
     batch_delay_ms: float = Field(
-        0, ge=0, le=10_000, description="How long an idle worker waits for a fuller batch; 0: batches form while workers are busy."
+        0,
+        ge=0,
+        le=10_000,
+        description="How long an idle worker waits for a fuller batch; 0: batches form while workers are busy.",
     )
     queue_requests: int = Field(1024, ge=1, le=65_536, description="Most requests in the pipeline; more get 503.")
     queue_rows: int | None = Field(
-        None, ge=1, le=1_048_576,
-        description="Most rows in the pipeline, which is also the most rows of one request; default: what 256 MiB hold, 64 to 8192.",
+        None,
+        ge=1,
+        le=1_048_576,
+        description="Most rows in the pipeline and in one request; default: what 256 MiB hold, from 64 to 8192.",
     )
     max_body_mib: int = Field(64, ge=1, le=16_384, description="Largest request body, also after decompression.")
     member_timeout_ms: float = Field(
-        60_000, gt=0, le=3_600_000, description="A member that computes one batch for longer is taken for hung and restarted."
+        60_000,
+        gt=0,
+        le=3_600_000,
+        description="A member that computes longer on one batch is taken for hung and restarted.",
     )
     startup_timeout_ms: float = Field(600_000, gt=0, description="Loading and warm-up of a member may take this long.")
     drain_ms: float = Field(10_000, ge=0, le=3_600_000, description="On stop, requests in flight get this long.")

@@ -26,7 +26,7 @@ from ensemble_runtime.pipeline.intake import Entries
 from ensemble_runtime.pipeline.prediction import Rows, packed, rows_of
 from ensemble_runtime.pipeline.rules import Fold, make_fold
 from ensemble_runtime.pipeline.stacking import STACKING, Stack
-from ensemble_runtime.pipeline.wiring import Wiring, ring, sleep_until_rung
+from ensemble_runtime.pipeline.wiring import Wiring, linger, ring, sleep_until_rung
 
 log = logging.getLogger(__name__)
 
@@ -66,10 +66,14 @@ def combine_until_killed(arena: Arena, wiring: Wiring, paths: dict[str, Path]) -
     combiner.recover()
     arena.service_pids[SERVICES.index("combiner")] = os.getpid()
     while True:
-        if combiner.turn():
+        told = combiner.turn()
+        if told:
             ring(wiring.gateway)
         arena.combining_since[0] = 0
-        sleep_until_rung(wiring.combiner)
+        if told:
+            linger(combiner.waiting)
+        if not combiner.waiting():
+            sleep_until_rung(wiring.combiner)
         arena.combining_since[0] = time.monotonic_ns()
 
 
@@ -123,6 +127,10 @@ class Combiner:
                 self._obey(slot, generation, operation)
             controls.head += waiting
         return self._publish()
+
+    def waiting(self) -> bool:
+        """Whether there are reports or controls to take in."""
+        return any(map(len, self._arena.reports)) or len(self._arena.controls) > 0
 
     def recover(self) -> None:
         """Take over from a combiner that died: note what was reported, then fold every open request anew."""

@@ -38,9 +38,12 @@ from ensemble_runtime.pipeline.arena import (
 )
 from ensemble_runtime.pipeline.intake import Entries, Intake, MemberLock
 from ensemble_runtime.pipeline.turns import Turn
-from ensemble_runtime.pipeline.wiring import Wiring, ring, sleep_until_rung
+from ensemble_runtime.pipeline.wiring import Wiring, linger, ring, sleep_until_rung
 
 log = logging.getLogger(__name__)
+
+_BRIEF = 0.001
+"""Seconds; a process whose last batch took less lingers before it sleeps."""
 
 Rows = slice | NDArray[np.integer[Any]]
 Array = NDArray[Any]
@@ -73,16 +76,25 @@ def predict_until_killed(arena: Arena, wiring: Wiring, process: int, paths: dict
 
 
 def _serve(arena: Arena, process: int, doorbell: int, workers: list[_Worker]) -> None:
+    def waiting() -> bool:
+        return any(worker.waiting() for worker in workers)
+
+    brief = False
     while True:
         waited_for = [worker for worker in workers if worker.waiting()]
         if waited_for:
             # The member that is furthest behind goes first; see `turns`.
             worker = waited_for[0] if len(waited_for) == 1 else max(waited_for, key=_Worker.waiting_rows)
+            started = time.perf_counter()
             worker.work()
+            brief = time.perf_counter() - started < _BRIEF
             continue
         arena.idle[process] = 1
+        if brief:
+            linger(waiting)
+            brief = False
         # Entries pushed before the flag was seen: the gateway rings a process in any case, so nothing can be missed.
-        if not any(worker.waiting() for worker in workers):
+        if not waiting():
             sleep_until_rung(doorbell)
 
 

@@ -6,9 +6,12 @@ import ctypes
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 _ONE = (1).to_bytes(8, sys.byteorder)
+_LINGER = 0.0004
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -40,6 +43,17 @@ def ring(doorbell: int) -> None:
 def sleep_until_rung(doorbell: int) -> None:
     """Sleep until the doorbell has been rung since the last call."""
     os.read(doorbell, 8)
+
+
+def linger(waiting: Callable[[], object]) -> None:
+    """Look for work a little longer before sleeping, and let others run meanwhile.
+
+    A core that falls asleep wakes up cold: the next small batch then takes twice as long. So a process whose work is
+    short lingers after it; one whose batches take milliseconds gains nothing, and an idle one sleeps.
+    """
+    until = time.perf_counter() + _LINGER
+    while not waiting() and time.perf_counter() < until:
+        os.sched_yield()
 
 
 def adopt_orphans() -> None:
