@@ -122,7 +122,7 @@ class Arena:
         self.disagreement: NDArray[np.float32] = self._cut.array((rows, 4), "f4")
 
         # The request table. The gateway writes all of it but `used`, the two counters, which the combiner takes down,
-        # and `output_shapes`, which cells write.
+        # and `output_shapes`, which it clears and cells write.
         self.generation = self._cut.array((slots,), "u4")
         self.base = self._cut.array((slots,), "u4")
         self.row_count = self._cut.array((slots,), "u4")

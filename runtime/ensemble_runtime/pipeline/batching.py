@@ -128,6 +128,7 @@ class Batcher:
         self._row_bytes = [spec.row_bytes if spec.fixed else 0 for spec in config.inputs]
         self._fixed_inputs = all(spec.fixed for spec in config.inputs)
         self._fixed_outputs = [arena.output_rows(o) if spec.fixed else None for o, spec in enumerate(config.outputs)]
+        self._all_outputs_fixed = all(spec.fixed for spec in config.outputs)
         self._input_bytes = list(zip(arena.inputs, geometry.input_strides, self._row_bytes, strict=True))
         # One word at a time, memoryviews are written twice as fast as numpy arrays.
         self._table = [
@@ -190,6 +191,8 @@ class Batcher:
         if not self._fixed_inputs:
             for i, shape in enumerate(lease.shapes):
                 self._arena.input_shapes[slot, i, : len(shape)] = shape
+        if not self._all_outputs_fixed:
+            self._arena.output_shapes[slot] = 0
         self._watch(slot, options)
         if not self._pending and not self._urgent:
             self._loop.call_soon(self._flush)

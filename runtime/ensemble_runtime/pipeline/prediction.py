@@ -166,7 +166,6 @@ class _Worker:
 
     def _see_through(self, entries: Entries) -> None:
         started = time.monotonic_ns()
-        self._arena.batch_started[self._cell] = started
         self._run(entries)
         self._arena.batch_started[self._cell] = 0
         counters = self._counters
@@ -212,6 +211,8 @@ class _Worker:
 
     def _attempt(self, entries: Entries, batch: Entries) -> None:
         """Compute a batch; if the model fails on it, each request alone, so that it fails only those it must."""
+        # Each attempt has the member's time for a batch: many that fail one by one are no hang.
+        self._arena.batch_started[self._cell] = time.monotonic_ns()
         try:
             self._compute(entries, batch)
         except ModelInvalidError as error:
@@ -242,7 +243,7 @@ class _Worker:
             for area, values in zip(self._output_rows, outputs, strict=True):
                 area[rows] = values
         else:
-            self._scatter(batch, outputs)
+            self._scatter(entries, batch, outputs)
         bad = bad_rows(outputs)
         if bad is not None:
             ends = batch[:, 2].cumsum()
@@ -269,17 +270,22 @@ class _Worker:
             gathered.append(parts[0] if len(parts) == 1 else np.concatenate(parts))
         return gathered
 
-    def _scatter(self, batch: Entries, outputs: list[Array]) -> None:
+    def _scatter(self, entries: Entries, batch: Entries, outputs: list[Array]) -> None:
         """Write rows of variable shape, and the shape, which the combiner compares between members."""
         arena = self._arena
         for o, (spec, values) in enumerate(zip(self._outputs, outputs, strict=True)):
             area, stride = arena.member_outputs[self._member][o], arena.geometry.output_strides[o]
             start = 0
-            for slot, (base, first, count) in zip(batch[:, 0].tolist(), self._spans(batch), strict=True):
-                arena.output_shapes[slot, self._member, o, : len(spec.shape)] = values.shape[1:]
-                packed(area, stride, spec.datatype.numpy, values.shape[1:], base, first, count)[...] = values[
-                    start : start + count
-                ]
+            for i, (base, first, count) in enumerate(self._spans(batch)):
+                shape = arena.output_shapes[batch[i, 0], self._member, o, : len(spec.shape)]
+                if shape.any() and tuple(shape.tolist()) != values.shape[1:]:
+                    # Another segment of the request came out in another shape; together they are no tensor.
+                    self._arena.errors[self._cell].set(f"member '{self._name}': rows of one request differ in shape")
+                    self._mark(entries, batch[i : i + 1], MISSHAPEN)
+                else:
+                    shape[...] = values.shape[1:]
+                    rows = packed(area, stride, spec.datatype.numpy, values.shape[1:], base, first, count)
+                    rows[...] = values[start : start + count]
                 start += count
 
     def _spans(self, batch: Entries) -> list[tuple[int, int, int]]:

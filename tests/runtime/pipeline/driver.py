@@ -162,6 +162,8 @@ def main(config: str, files: str, script_file: str, script: str, arguments: tupl
         loop.add_signal_handler(signal.SIGTERM, stop.set)
         client = Client(Batcher(arena, wiring, loop), outbox, len((folder / "lives").read_text()), folder)
         try:
+            # The ensemble is ready before its shadows are.
+            await client.until(lambda: all(cell.state == "Ready" for cell in client.batcher.health().cells))
             await client.until(lambda: client.batcher.health().ready)
             function = runpy.run_path(script_file)[script]
             outbox.send(("result", await function(client, *arguments)))

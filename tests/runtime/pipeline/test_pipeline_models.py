@@ -128,6 +128,26 @@ async def any_length(client: Any) -> None:
     assert client.cells("shadow")[0].rows == client.cells("triple")[0].rows
 
 
+async def segments_that_differ(client: Any) -> None:
+    values = np.full((11, 4), 5.0, dtype="f4")
+    values[:, 0] = np.arange(11) + 10
+    alike = await client.ask(values)
+    np.testing.assert_array_equal(alike.output, values)
+    values[8, 0] = 2.0  # the second segment begins with it
+    differing = await client.ask(values)
+    assert differing.outcome.verdict is Verdict.MEMBER_FAILED
+    reason = "returned a wrong shape (member 'whimsical': rows of one request differ in shape)"
+    assert differing.outcome.missing == {"whimsical": reason}
+
+
+def test_rows_of_one_request_have_one_shape(run: Callable[..., Any], on_cores: Callable[..., Any]) -> None:
+    tensor = {"datatype": "FP32", "shape": [-1], "maxLength": 8}
+    config = on_cores(
+        {"whimsical": {"file": "whimsical"}}, inputs=[{"name": "x", **tensor}], outputs=[{"name": "y", **tensor}]
+    )
+    run(config, "segments_that_differ")
+
+
 def test_rows_of_any_length(run: Callable[..., Any], on_cores: Callable[..., Any]) -> None:
     tensor = {"datatype": "FP32", "shape": [-1], "maxLength": 8}
     members = {
