@@ -271,6 +271,14 @@ class RuntimeConfig(Schema):
                 raise ValueError(f"cells[{i}].member: no member is named '{cell.member}'")
             if cell.device not in devices:
                 raise ValueError(f"cells[{i}].device: no device is named '{cell.device}'")
+        combined = sum(not member.shadow for member in self.members)
+        if not combined:
+            raise ValueError("members: every one is a shadow; expected at least one that is combined")
+        quorum = self.serving.quorum
+        if quorum is not None and quorum.min_members > combined:
+            raise ValueError(
+                f"serving.quorum.minMembers: got {quorum.min_members}, expected at most the {combined} combined members"
+            )
         if unserved := members - {c.member for c in self.cells}:
             raise ValueError(f"cells: no cell serves {', '.join(sorted(unserved))}")
         return self

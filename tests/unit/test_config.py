@@ -1,0 +1,51 @@
+"""RuntimeConfig refuses what no runtime could serve, and says which field is at fault."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from ensemble_runtime.config import RuntimeConfig
+
+
+def document() -> dict[str, Any]:
+    model = {"uri": "file:///m.onnx", "format": "ONNX"}
+    return {
+        "name": "pair",
+        "members": [{"name": "a", "model": model}, {"name": "b", "model": model}],
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [4]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [2]}],
+        "devices": [{"name": "cpu0", "kind": "CPU", "type": "cpu-1", "memoryBytes": 1024, "cores": [0]}],
+        "cells": [{"device": "cpu0", "member": m, "batchSize": 8} for m in "ab"],
+    }
+
+
+def test_a_sound_configuration_survives_its_own_json() -> None:
+    config = RuntimeConfig.model_validate(document())
+    assert RuntimeConfig.model_validate_json(config.model_dump_json(by_alias=True)) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: [m.update(shadow=True) for m in d["members"]], "every one is a shadow"),
+        (
+            lambda d: d.update(serving={"quorum": {"minMembers": 3, "deadlineMs": 1}}),
+            "serving.quorum.minMembers: got 3",
+        ),
+        (lambda d: d["cells"].pop(), "no cell serves b"),
+        (lambda d: d["cells"][0].update(device="gpu9"), r"cells\[0\].device: no device is named 'gpu9'"),
+        (lambda d: d["cells"][0].update(member="c"), r"cells\[0\].member: no member is named 'c'"),
+        (lambda d: d["members"][1].update(name="a"), "members: names must be unique"),
+        (lambda d: d.update(combination={"rule": "Stacking"}), "required by rule Stacking"),
+        (lambda d: d["inputs"][0].update(shape=[0]), "a dimension of 0 holds nothing"),
+        (lambda d: d.update(sevring={}), "Extra inputs are not permitted"),
+    ],
+)
+def test_a_contradiction_names_its_field(change: Any, message: str) -> None:
+    broken = document()
+    change(broken)
+    with pytest.raises(ValidationError, match=message):
+        RuntimeConfig.model_validate(broken)
