@@ -37,6 +37,8 @@ CANCEL, EXPIRE = range(1, 3)
 
 _RECORD = Struct("<IIII")
 _PAUSE = 0.001
+_TRIES = 16
+"""Where lingering did not pay the last time, it is tried again after so many turns."""
 _FEW = 3
 """So many reports are taken one by one sooner than numpy takes them together."""
 
@@ -65,13 +67,15 @@ def combine_until_killed(arena: Arena, wiring: Wiring, paths: dict[str, Path]) -
     arena.combining_since[0] = time.monotonic_ns()
     combiner.recover()
     arena.service_pids[SERVICES.index("combiner")] = os.getpid()
+    lucky, turns = True, 0
     while True:
         told = combiner.turn()
         if told:
             ring(wiring.gateway)
         arena.combining_since[0] = 0
-        if told:
-            linger(combiner.waiting)
+        if told and (lucky or turns % _TRIES == 0):
+            lucky = linger(combiner.waiting)
+        turns += 1
         if not combiner.waiting():
             sleep_until_rung(wiring.combiner)
         arena.combining_since[0] = time.monotonic_ns()

@@ -37,7 +37,7 @@ from ensemble_runtime.pipeline.arena import (
     Arena,
 )
 from ensemble_runtime.pipeline.intake import Entries, Intake, MemberLock
-from ensemble_runtime.pipeline.turns import Turn
+from ensemble_runtime.pipeline.turns import Turn, shared
 from ensemble_runtime.pipeline.wiring import Wiring, linger, ring, sleep_until_rung
 
 log = logging.getLogger(__name__)
@@ -121,8 +121,9 @@ class _Worker:
             self._input_rows = [arena.input_rows(i) for i in range(len(config.inputs))]
             self._output_rows = [arena.member_rows(self._member, o) for o in range(len(config.outputs))]
         device = next(i for i, d in enumerate(config.devices) if d.name == config.cells[cell].device)
-        simulated = config.devices[device].kind is DeviceKind.SIMULATED
-        self._turn = Turn(arena, device, cell) if simulated else contextlib.nullcontext()
+        # A GPU overlaps the batches of several processes; cores would only share their caches and slow both down.
+        one_at_a_time = config.devices[device].kind is not DeviceKind.GPU
+        self._turn = Turn(arena, device, cell) if one_at_a_time and shared(arena, cell) else contextlib.nullcontext()
         self._model = self._load(device, paths)
 
     def announce(self) -> None:

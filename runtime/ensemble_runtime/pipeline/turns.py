@@ -17,6 +17,12 @@ _HAND_OVER = 0.0002
 _GIVING_WAY = 2
 
 
+def shared(arena: Arena, cell: int) -> bool:
+    """Whether other processes have cells on this cell's device."""
+    cells, own = arena.config.cells, next(hosted for hosted in arena.geometry.processes if cell in hosted)
+    return any(other.device == cells[cell].device for i, other in enumerate(cells) if i not in own)
+
+
 class Turn:
     """A cell's turns on its device: a record lock on the arena's file, which ends with its holder."""
 
@@ -54,8 +60,6 @@ class Turn:
             self._arena.idle[self._process] = 1
 
     def _others_are_behind(self) -> bool:
-        if not self._others:
-            return False
         waiting = self._own.waiting_rows()
         ready = [intake for other, intake in self._others.items() if self._arena.state[other] == READY]
         return any(intake.waiting_rows() > waiting for intake in ready)

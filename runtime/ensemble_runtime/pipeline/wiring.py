@@ -45,15 +45,16 @@ def sleep_until_rung(doorbell: int) -> None:
     os.read(doorbell, 8)
 
 
-def linger(waiting: Callable[[], object]) -> None:
-    """Look for work a little longer before sleeping, and let others run meanwhile.
+def linger(waiting: Callable[[], bool]) -> bool:
+    """Look for work a little longer before sleeping, and let others run meanwhile; returns whether some came.
 
     A core that falls asleep wakes up cold: the next small batch then takes twice as long. So a process whose work is
     short lingers after it; one whose batches take milliseconds gains nothing, and an idle one sleeps.
     """
     until = time.perf_counter() + _LINGER
-    while not waiting() and time.perf_counter() < until:
+    while not (came := waiting()) and time.perf_counter() < until:
         os.sched_yield()
+    return came
 
 
 def adopt_orphans() -> None:
