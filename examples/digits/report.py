@@ -56,7 +56,7 @@ def _bar(accuracy: float) -> Text:
 def _matrix(plan: Mapping[str, Any]) -> Table:
     bottleneck = plan["bottleneck"]
     table = _table("Allocation matrix: batch size, and share of the device's time at full rate")
-    table.caption = f"* bottleneck: {bottleneck['device']}, and on it {bottleneck['member']}"
+    table.caption = f"* bottleneck: device {bottleneck['device']}, member {bottleneck['member']}"
     table.add_column("device")
     for member in plan["members"]:
         table.add_column(member, justify="right")
