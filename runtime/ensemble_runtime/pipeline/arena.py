@@ -66,6 +66,10 @@ class Geometry:
     input_strides: tuple[int, ...]
     output_strides: tuple[int, ...]
 
+    def process_of(self, cell: int) -> int:
+        """The prediction process that hosts a cell."""
+        return next(process for process, hosted in enumerate(self.processes) if cell in hosted)
+
     @staticmethod
     def of(config: RuntimeConfig) -> Geometry:
         """Derive the geometry from the configuration."""

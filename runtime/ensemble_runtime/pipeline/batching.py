@@ -132,10 +132,10 @@ class Batcher:
         self._input_bytes = list(zip(arena.inputs, geometry.input_strides, self._row_bytes, strict=True))
         # One word at a time, memoryviews are written twice as fast as numpy arrays.
         self._table = [
-            memoryview(words)  # type: ignore[arg-type]  # numpy arrays are buffers
+            words.data
             for words in (arena.generation, arena.base, arena.row_count, arena.flags, arena.min_members, arena.phase)
         ]
-        self._counts = [memoryview(words) for words in (arena.remaining, arena.shadowed)]  # type: ignore[arg-type]
+        self._counts = [words.data for words in (arena.remaining, arena.shadowed)]
         self._segment = min(geometry.segments)
         self._processes = [
             [p for p, cells in enumerate(geometry.processes) if set(cells) & set(config.cells_of(name))]
@@ -448,7 +448,7 @@ class Batcher:
 
     def _cell(self, index: int) -> CellStatus:
         arena, cell = self._arena, self.config.cells[index]
-        process = next(p for p, cells in enumerate(arena.geometry.processes) if index in cells)
+        process = arena.geometry.process_of(index)
         batches, rows, nanoseconds, errors = arena.counters[index].tolist()
         return CellStatus(
             device=cell.device,

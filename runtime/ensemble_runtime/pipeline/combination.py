@@ -100,9 +100,9 @@ class Combiner:
             self._members = [[arena.member_rows(m, o) for o in outputs] for m in range(len(config.members))]
         # Members that no one waits for, and the supervisor's reports of failures, have no place in a combination.
         self._places_of_rings = [self._place.get(member) for member in self._members_of_rings] + [None]
-        self._status = memoryview(arena.status.reshape(-1))  # type: ignore[arg-type]  # numpy arrays are buffers
-        self._remaining = memoryview(arena.remaining)  # type: ignore[arg-type]
-        self._row_count = memoryview(arena.row_count)  # type: ignore[arg-type]
+        self._status = arena.status.reshape(-1).data
+        self._remaining = arena.remaining.data
+        self._row_count = arena.row_count.data
         self._every_slot = np.arange(arena.geometry.slots, dtype=np.uint32)
         self._folded = np.zeros(arena.geometry.rows, np.uint16)
         """How many members each row has been folded from; not kept for requests of one row."""

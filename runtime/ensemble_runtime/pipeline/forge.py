@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable
 from ensemble_runtime.config import RuntimeConfig
 from ensemble_runtime.members.loading import libraries
 
-_READY = b"ready"
+READY = b"ready"
+"""What the forge says once it can fork."""
 
 
 def modules_for(config: RuntimeConfig, members: Iterable[str]) -> tuple[str, ...]:
@@ -38,7 +39,7 @@ def forge_until_killed(channel: socket.socket, modules: tuple[str, ...], become:
             importlib.import_module(module)
     gc.collect()
     gc.freeze()  # the collector would otherwise write into pages that all children share
-    channel.send(_READY)
+    channel.send(READY)
     while message := channel.recv(64):
         _fork_twice(channel, int(message), become)
     return 0

@@ -35,7 +35,7 @@ class Intake:
         self._rings = arena.queues[self.member]
         self._limit = config.cells[cell].batch_size
         self._alone = len(cells) == 1
-        self._process = next(p for p, hosted in enumerate(arena.geometry.processes) if cell in hosted)
+        self._process = arena.geometry.process_of(cell)
         self._siblings = [
             p for p, hosted in enumerate(arena.geometry.processes) if cell not in hosted and set(hosted) & set(cells)
         ]

@@ -110,7 +110,7 @@ class _Worker:
         self._member = self._intake.member
         self._name = config.members[self._member].name
         self._combiner = wiring.combiner
-        self._process = next(i for i, p in enumerate(arena.geometry.processes) if cell in p)
+        self._process = arena.geometry.process_of(cell)
         self._doorbell = wiring.workers[self._process]
         self._delay = config.serving.batch_delay_ms / 1000
         self._counters = arena.counters[cell]

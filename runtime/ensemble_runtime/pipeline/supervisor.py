@@ -21,10 +21,9 @@ from pathlib import Path
 from ensemble_runtime.config import DeviceKind, Rule, RuntimeConfig
 from ensemble_runtime.errors import EnsembleError, PortTakenError, StartupError
 from ensemble_runtime.members.storage import fetch
-from ensemble_runtime.pipeline import repair
+from ensemble_runtime.pipeline import forge, repair
 from ensemble_runtime.pipeline.arena import FAILED, READY, SERVICES, STARTING, Arena
 from ensemble_runtime.pipeline.combination import combine_until_killed
-from ensemble_runtime.pipeline.forge import forge_until_killed, modules_for
 from ensemble_runtime.pipeline.prediction import predict_until_killed
 from ensemble_runtime.pipeline.stacking import STACKING
 from ensemble_runtime.pipeline.wiring import Wiring, adopt_orphans, die_with_parent, ring
@@ -222,7 +221,9 @@ class Supervisor:
         pid = os.fork()
         if pid == 0:
             if role == _FORGE and theirs is not None:
-                _in_child(parent, lambda: forge_until_killed(theirs, self._modules(), self._become_worker(parent)))
+                _in_child(
+                    parent, lambda: forge.forge_until_killed(theirs, self._modules(), self._become_worker(parent))
+                )
             if role == _COMBINER:
                 _in_child(parent, lambda: combine_until_killed(self.arena, self.wiring, self.paths))
             if role == _GATEWAY:
@@ -251,7 +252,7 @@ class Supervisor:
     def _modules(self) -> tuple[str, ...]:
         config = self.arena.config
         kinds = {device.name: device.kind for device in config.devices}
-        return modules_for(config, [c.member for c in config.cells if kinds[c.device] is DeviceKind.CPU])
+        return forge.modules_for(config, [c.member for c in config.cells if kinds[c.device] is DeviceKind.CPU])
 
     def _hear_forge(self) -> None:
         if self._channel is None:
@@ -260,7 +261,7 @@ class Supervisor:
             message = self._channel.recv(64)
         except OSError:  # it died with a number unread
             message = b""
-        if message == b"ready":
+        if message == forge.READY:
             self._forge_ready = True
         elif message:
             role, pid = message.decode().split()

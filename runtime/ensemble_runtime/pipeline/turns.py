@@ -19,7 +19,7 @@ _GIVING_WAY = 2
 
 def shared(arena: Arena, cell: int) -> bool:
     """Whether other processes have cells on this cell's device."""
-    cells, own = arena.config.cells, next(hosted for hosted in arena.geometry.processes if cell in hosted)
+    cells, own = arena.config.cells, arena.geometry.processes[arena.geometry.process_of(cell)]
     return any(other.device == cells[cell].device for i, other in enumerate(cells) if i not in own)
 
 
@@ -30,7 +30,7 @@ class Turn:
         config = arena.config
         name = config.devices[device].name
         self._arena = arena
-        self._process = next(p for p, cells in enumerate(arena.geometry.processes) if cell in cells)
+        self._process = arena.geometry.process_of(cell)
         self._own = Intake(arena, cell)
         self._others = {
             other: Intake(arena, other)
