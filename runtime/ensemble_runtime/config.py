@@ -16,6 +16,7 @@ MAX_DIMENSIONS = 8
 MAX_MEMBERS = 256
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
+ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 TensorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]+$", max_length=128)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
@@ -108,15 +109,28 @@ class Hosting(StrEnum):
     PER_DEVICE = "PerDevice"
 
 
+class PartitionObjective(StrEnum):
+    """What the split of one member over two devices is to be best at."""
+
+    LATENCY = "Latency"
+    MEMORY = "Memory"
+
+
 class ModelSource(Schema):
     """Where a model file is and what it must be."""
 
     uri: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9+.-]*://.+", max_length=2048)] = Field(
-        description="file://, http(s)://, or with the matching extra s3://, gs://, hf://; relative to the manifest as file://./name."
+        description=(
+            "file://, http(s)://, or with the matching extra s3://, gs://, hf://; locally relative to the manifest as "
+            "file://./name; in a cluster pvc://CLAIM/path for a file on a PersistentVolumeClaim."
+        )
     )
     format: ModelFormat = Field(description="How the file is to be read.")
     sha256: Sha256 | None = Field(None, description="Digest of the file; checked before a byte is parsed.")
     allow_pickle: bool = Field(False, description="Permit formats whose loading can run code from the file.")
+    secret_name: ObjectName | None = Field(
+        None, description="In a cluster: the Secret whose keys are environment variables where the file is fetched."
+    )
 
 
 class TensorSpec(Schema):
@@ -149,6 +163,21 @@ class TensorSpec(Schema):
         return size
 
 
+class Partition(Schema):
+    """The split of a recurrent ONNX model over two devices, operator by operator."""
+
+    objective: PartitionObjective = Field(
+        description="Latency: the least time of a batch. Memory: the least on the scarce device within `latencyMs`."
+    )
+    latency_ms: float | None = Field(None, gt=0, le=3_600_000, description="Bound of a batch's time; Memory needs it.")
+
+    @model_validator(mode="after")
+    def _memory_has_bound(self) -> Self:
+        if self.objective is PartitionObjective.MEMORY and self.latency_ms is None:
+            raise ValueError("`latencyMs` is required by objective Memory")
+        return self
+
+
 class Member(Schema):
     """One model of the ensemble."""
 
@@ -157,6 +186,7 @@ class Member(Schema):
     weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="Share in weighted rules and votes.")
     precision: Precision = Field(Precision.FP32, description="Floating-point type to compute in.")
     shadow: bool = Field(False, description="Scored on every request, never combined, never waited for.")
+    partition: Partition | None = Field(None, description="Permit that one cell of it stands on two devices.")
 
 
 class Combination(Schema):

@@ -11,13 +11,18 @@ from ensemble_operator.api.profile import ModelProfile
 from ensemble_operator.api.schema import structural
 
 GROUP, VERSION = API_VERSION.split("/")
+CATEGORY = "ensembles"
 
 
 def crds() -> dict[str, dict[str, Any]]:
     """Every CRD, by the name of its file."""
     return {
         "inferenceensembles.yaml": _crd(
-            InferenceEnsemble, "inferenceensembles", ["ie"], _ENSEMBLE_COLUMNS, subresources={"status": {}}
+            InferenceEnsemble,
+            "inferenceensembles",
+            ["ie"],
+            _ENSEMBLE_COLUMNS,
+            subresources={"status": {}, "scale": _SCALE},
         ),
         "modelprofiles.yaml": _crd(ModelProfile, "modelprofiles", ["mp"], _PROFILE_COLUMNS, subresources={}),
     }
@@ -37,8 +42,13 @@ _ENSEMBLE_COLUMNS = [
     _AGE,
     _column("Plan", "string", ".status.plan", wide=True),
     _column("Bottleneck", "string", ".status.bottleneck", wide=True),
-    _column("Reason", "string", '.status.conditions[?(@.type=="Ready")].reason', wide=True),
+    _column("Reason", "string", ".status.reason", wide=True),
 ]
+_SCALE = {
+    "specReplicasPath": ".spec.replicas",
+    "statusReplicasPath": ".status.replicas",
+    "labelSelectorPath": ".status.selector",
+}
 _PROFILE_COLUMNS = [
     _column("Device", "string", ".spec.deviceType"),
     _column("Precision", "string", ".spec.precision"),
@@ -75,6 +85,7 @@ def _crd(
                 "plural": plural,
                 "singular": model.__name__.lower(),
                 "shortNames": short,
+                "categories": [CATEGORY],
             },
             "versions": [version | ({"subresources": subresources} if subresources else {})],
         },

@@ -8,6 +8,8 @@ from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from ensemble_operator.api.contradiction import Path, distinct, refuse
 from ensemble_operator.api.objective import Objective
+from ensemble_operator.api.placement import Placement
+from ensemble_operator.api.rollout import Mode, Preemption, Rollout
 from ensemble_operator.api.schema import SET, keyed_list
 from ensemble_operator.api.status import EnsembleStatus
 from ensemble_runtime.config import (
@@ -26,9 +28,11 @@ from ensemble_runtime.config import (
 API_VERSION = "ensembles.dev/v1alpha1"
 MAX_TENSORS = 64
 MAX_BATCH_SIZES = 32
+MAX_REPLICAS = 1000
 
 _WEIGHTED = (Rule.WEIGHTED_MEAN, Rule.SOFT_VOTE, Rule.HARD_VOTE)
 
+ServiceName = Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
 DeviceType = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]*$", max_length=128)]
 DeviceKinds = Annotated[tuple[DeviceKind, ...], Field(min_length=1, max_length=len(DeviceKind)), distinct()]
 Tensors = Annotated[tuple[TensorSpec, ...], Field(min_length=1, max_length=MAX_TENSORS), distinct("name")]
@@ -43,6 +47,12 @@ class Metadata(Schema):
     namespace: Name = "default"
     labels: dict[str, str] = Field({})
     annotations: dict[str, str] = Field({})
+
+
+class EnsembleMetadata(Metadata):
+    """Metadata whose name can be that of the ensemble's Service."""
+
+    name: ServiceName
 
 
 class MemberSpec(Member):
@@ -77,6 +87,12 @@ class DeviceChoice(Schema):
         None,
         description="Default: Simulated where `simulated` lists some, otherwise GPU and CPU.",
         json_schema_extra=SET,
+    )
+    max: int | None = Field(
+        None,
+        ge=1,
+        le=65_536,
+        description="Most devices of one copy. Default: in a cluster as many as there are members, locally no limit.",
     )
     cpu_cores_per_device: int = Field(1, ge=1, le=1024, description="Cores that make up one CPU device.")
     simulated: Annotated[tuple[SimulatedDevices, ...], distinct("type")] = Field(
@@ -126,6 +142,22 @@ class EnsembleSpec(Schema):
     objective: Objective = Field(Objective(), description="What the plan is to be best at.")
     serving: Serving = Field(Serving(), description="Limits and habits of serving.")
     devices: DeviceChoice = Field(DeviceChoice(), description="Which devices may serve.")
+    replicas: int = Field(
+        1, ge=0, le=MAX_REPLICAS, description="In a cluster: whole copies, each with devices of its own."
+    )
+    mode: Mode = Field(Mode.SERVE, description="PlanOnly: the plan goes to the status, and nothing is created.")
+    suspend: bool = Field(False, description="Stop serving and free the devices; the ensemble stays.")
+    priority: int = Field(
+        0,
+        ge=-1_000_000_000,
+        le=1_000_000_000,
+        description="Who gets devices first when they are short: the higher, then the older.",
+    )
+    preemption: Preemption = Field(
+        Preemption.NEVER, description="LowerPriority: devices of ensembles of lower priority may be taken."
+    )
+    rollout: Rollout = Field(Rollout(), description="How a change is carried out.")
+    placement: Placement = Field(Placement(), description="Which nodes may serve, and what the pods run under.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -163,6 +195,6 @@ class InferenceEnsemble(Schema):
 
     api_version: Literal["ensembles.dev/v1alpha1"]
     kind: Literal["InferenceEnsemble"]
-    metadata: Metadata
+    metadata: EnsembleMetadata
     spec: EnsembleSpec
     status: EnsembleStatus | None = None

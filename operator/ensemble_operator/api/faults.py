@@ -17,6 +17,8 @@ from ensemble_operator.api.schema import structural
 _SHOWN = 60
 _PATTERNS = {
     r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$": "lower-case letters, digits and '-', with '-' at neither end",
+    r"^[a-z]([-a-z0-9]*[a-z0-9])?$": "lower-case letters, digits and '-', beginning with a letter, no '-' at the end",
+    r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$": "lower-case letters, digits, '-' and '.', with a letter or digit at both ends",
     r"^[A-Za-z0-9_.:/-]+$": "letters, digits and _ . : / -",
     r"^[A-Za-z0-9][A-Za-z0-9_.:-]*$": "letters, digits and _ . : -, beginning with a letter or digit",
     r"^[0-9a-f]{64}$": "64 lower-case hexadecimal digits, as sha256sum prints them",

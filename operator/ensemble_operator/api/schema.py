@@ -12,7 +12,16 @@ from pydantic.config import JsonDict
 SET: JsonDict = {"x-kubernetes-list-type": "set"}
 """Beside a list field: its items are distinct, and who applies some of them leaves the others."""
 
-_DROPPED = ("title", "additionalProperties", "default", "$ref", "$defs", "const")
+_DROPPED = (
+    "title",
+    "additionalProperties",
+    "patternProperties",
+    "propertyNames",
+    "default",
+    "$ref",
+    "$defs",
+    "const",
+)
 _LAST = ("properties", "items", "required")
 
 
@@ -49,8 +58,9 @@ def _convert(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[st
         out["properties"] = {name: _convert(child, definitions) for name, child in node["properties"].items()}
     if "items" in node:
         out["items"] = _convert(node["items"], definitions)
-    if isinstance(values := node.get("additionalProperties"), Mapping):
-        out["additionalProperties"] = _convert(values, definitions)
+    for values in (node.get("additionalProperties"), *node.get("patternProperties", {}).values()):
+        if isinstance(values, Mapping):  # what keys look like, a structural schema can only say in CEL
+            out["additionalProperties"] = _convert(values, definitions)
     return {key: out[key] for key in (*(k for k in sorted(out) if k not in _LAST), *(k for k in _LAST if k in out))}
 
 

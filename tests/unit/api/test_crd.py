@@ -26,6 +26,8 @@ FORBIDDEN = {
     "const",
     "title",
     "uniqueItems",
+    "patternProperties",
+    "propertyNames",
 }
 
 
@@ -91,7 +93,7 @@ def test_keys_of_lists_are_required_fields(schema: dict[str, Any]) -> None:
 @pytest.mark.parametrize("schema", schemas())
 def test_users_find_every_field_of_the_spec_explained(schema: dict[str, Any]) -> None:
     for path, node in nodes(schema["properties"]["spec"], "spec"):
-        assert path.endswith(".items") or "description" in node, path
+        assert path.endswith((".items", ".additionalProperties")) or "description" in node, path
 
 
 def test_the_root_restricts_only_the_name() -> None:
@@ -114,7 +116,8 @@ def test_names_are_as_announced() -> None:
     ensemble = crds()["inferenceensembles.yaml"]
     assert ensemble["metadata"]["name"] == "inferenceensembles.ensembles.dev"
     assert ensemble["spec"]["names"]["shortNames"] == ["ie"]
-    assert ensemble["spec"]["versions"][0]["subresources"] == {"status": {}}
+    assert ensemble["spec"]["names"]["categories"] == ["ensembles"]
+    assert set(ensemble["spec"]["versions"][0]["subresources"]) == {"status", "scale"}
 
 
 def test_defaults_of_the_schema_are_those_of_the_models(good: dict[str, Any]) -> None:
