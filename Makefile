@@ -6,11 +6,14 @@ BIN := $(VENV)/bin
 # A stamp per set of extras: installed once, and again when pyproject.toml changes.
 DEMO_READY := $(VENV)/.demo-installed
 DEV_READY := $(VENV)/.dev-installed
+# For Python 3.11, which the images have; the hashes are those of every platform's wheels.
+LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform linux --generate-hashes --no-annotate \
+	--custom-compile-command 'make lock'
 CODE := operator runtime tests examples benchmarks
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint typecheck format crds clean \
+.PHONY: help venv demo test lint typecheck format crds lock clean \
 	bench-plumbing bench-compute bench-bulk bench-simulated bench-memory bench-start bench-planner
 
 help: ## List these commands
@@ -36,6 +39,13 @@ format: $(DEV_READY) ## Format the code and sort the imports
 
 crds: $(DEV_READY) ## Generate crds/ from the manifest's models
 	$(BIN)/python -m ensemble_operator.cli.crd
+
+lock: $(DEV_READY) ## Pin what the images install, with hashes (requirements/)
+	$(LOCK) requirements/build.in -o requirements/build.lock
+	$(LOCK) pyproject.toml --extra operator -o requirements/operator.lock
+	$(LOCK) pyproject.toml --extra runtime --extra s3 -o requirements/runtime-onnx.lock
+	$(LOCK) pyproject.toml requirements/full.in --extra runtime --extra s3 --extra torch \
+		--override requirements/full.override -o requirements/runtime-full.lock
 
 venv: $(DEV_READY) ## Make .venv and install the project with its tools
 
