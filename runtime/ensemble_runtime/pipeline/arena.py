@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from ensemble_runtime.config import MAX_DIMENSIONS, Hosting, RuntimeConfig, TensorSpec
 from ensemble_runtime.devices.cgroup import available_memory
 from ensemble_runtime.errors import SharedMemoryError
+from ensemble_runtime.sizes import queue_rows, row_stride, tensor_bytes
 
 SHM = Path("/dev/shm")  # noqa: S108  # no temporary file: the memory file system itself
-DEFAULT_ARENA_BYTES = 256 * 2**20
 SPARSE_BYTES = 2**42
 LINE = 64
 """Arrays start on cache lines of their own, so that writers do not disturb each other."""
@@ -73,10 +73,7 @@ class Geometry:
     @staticmethod
     def of(config: RuntimeConfig) -> Geometry:
         """Derive the geometry from the configuration."""
-        inputs = tuple(_aligned_row(spec) for spec in config.inputs)
-        outputs = tuple(_aligned_row(spec) for spec in config.outputs)
-        row_bytes = sum(inputs) + (len(config.members) + 1) * sum(outputs)
-        rows = config.serving.queue_rows or max(64, min(8192, DEFAULT_ARENA_BYTES // row_bytes))
+        rows = queue_rows(config)
         cells = range(len(config.cells))
         processes: tuple[tuple[int, ...], ...]
         if config.serving.hosting is Hosting.PER_CELL:
@@ -92,14 +89,9 @@ class Geometry:
             cells=len(config.cells),
             processes=processes,
             segments=segments,
-            input_strides=inputs,
-            output_strides=outputs,
+            input_strides=tuple(map(row_stride, config.inputs)),
+            output_strides=tuple(map(row_stride, config.outputs)),
         )
-
-
-def _aligned_row(spec: TensorSpec) -> int:
-    """Bytes from one row to the next: fixed rows are packed, variable ones start at multiples of eight bytes."""
-    return spec.row_bytes if spec.fixed else (spec.row_bytes + 7) // 8 * 8
 
 
 class Arena:
@@ -337,7 +329,7 @@ def _power_of_two(value: int) -> int:
 def _size(config: RuntimeConfig, fd: int) -> int:
     """Bytes of the arena; only of its tensors where these alone are beyond any machine."""
     geo = Geometry.of(config)
-    tensors = geo.rows * (sum(geo.input_strides) + (geo.members + 1) * sum(geo.output_strides))
+    tensors = geo.rows * tensor_bytes(config)
     if tensors > SPARSE_BYTES // 2:
         return tensors
     # Laid out once over a sparse file: what it came to is the size, so no second list of sizes is kept.
