@@ -11,6 +11,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ MALLOC = {
     "MALLOC_TRIM_THRESHOLD_": str(2**32 - 1),
     "MALLOC_TOP_PAD_": str(2**26),
 }
+
+_TRIES = 3
 
 Predict = Callable[[NDArray[np.float32]], Any]
 Loader = Callable[[Path, int], Predict]
@@ -55,15 +58,17 @@ class BareMembers:
 
     def best_batches(self, sizes: Sequence[int], seconds: float) -> list[int]:
         """The batch size at which each member alone reaches the most rows/s on all cores."""
-        best = []
-        for place in range(self._members):
-            rates = {}
+        return [self._best_batch(place, sizes, seconds) for place in range(self._members)]
+
+    def _best_batch(self, place: int, sizes: Sequence[int], seconds: float) -> int:
+        """The best batch size of one member; each is tried several times in turn, so that a hiccup decides nothing."""
+        rates: dict[int, list[float]] = {size: [] for size in sizes}
+        for _ in range(_TRIES):
             for size in sizes:
                 batches = [0] * self._members
                 batches[place] = size
-                rates[size] = self.rows_per_second(batches, seconds)
-            best.append(max(rates, key=lambda size: rates[size]))
-        return best
+                rates[size].append(self.rows_per_second(batches, seconds / _TRIES))
+        return max(rates, key=lambda size: median(rates[size]))
 
     def rows_per_second(self, batches: Sequence[int], seconds: float) -> float:
         """Rows/s that pass all members, each at its batch size; a member with 0 is left out."""

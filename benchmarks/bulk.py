@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from ceiling import Workload, against_bare
+from ceiling import Workload, against_bare, sizes_used
 from common import Effort, Report, main, ratio, verdict
 from models import TINY_INPUT, tiny_torch
 
@@ -28,8 +28,8 @@ def bulk(effort: Effort) -> Report:
         share = ratio(rates, outcome.ceiling)
         rows.append([f"ensemble, {hosting}", f"{median(rates):,.0f}", f"{share:.2f} ({verdict(share, TARGET)})"])
     return Report(
-        f"{MEMBERS} TorchScript MLPs (784 -> 256 -> 10), every member on every core, best batch sizes "
-        f"({', '.join(map(str, outcome.batches))}); {ROWS:,} rows a request, {CONNECTIONS} connections, wrk on "
+        f"{MEMBERS} TorchScript MLPs (784 -> 256 -> 10), every member on every core, each side at its best "
+        f"batch sizes ({sizes_used(outcome)}); {ROWS:,} rows a request, {CONNECTIONS} connections, wrk on "
         f"the same cores; bare: one pinned process a core with all members; medians of {effort.rounds} alternating "
         f"runs of {effort.seconds:g} s.",
         ["side", "rows/s", "ratio"],

@@ -13,6 +13,7 @@ from bare_members import BareMembers, bare_members, loaders
 from common import Effort, Rounds, alternate, cores, progress
 from configurations import everywhere
 from load import infer, throughput
+from numpy.typing import NDArray
 from serving import runtime
 
 from ensemble_runtime.config import Hosting, RuntimeConfig, TensorSpec
@@ -20,7 +21,7 @@ from ensemble_runtime.config import Hosting, RuntimeConfig, TensorSpec
 WARM = 2.0
 """Seconds of load before the counted ones."""
 SCAN = 1.0
-"""Seconds for each batch size of each member, when looking for the best."""
+"""Seconds of a run that looks for the best batch sizes."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Outcome:
 
     bare: dict[str, Rounds]
     served: dict[Hosting, Rounds]
-    batches: list[int]
+    batches: dict[str, list[int]]
+    """Of "bare", and of each hosting: every side runs at its own best."""
 
     @property
     def ceiling(self) -> Rounds:
@@ -56,20 +58,22 @@ class Outcome:
 
 
 def against_bare(workload: Workload, effort: Effort) -> Outcome:
-    """Measure all sides in turn on the same models, batch sizes and cores."""
+    """Measure all sides in turn on the same models and cores, each at its best batch sizes."""
     pool = np.random.default_rng(0).random((max(64, 4 * max(workload.sizes)), *workload.input.shape), dtype=np.float32)
     with ExitStack() as stack:
         bare = {
             name: stack.enter_context(bare_members(workload.paths, loader, pool, cores()))
             for name, loader in loaders(workload.input).items()
         }
-        batches = _best(bare, workload.sizes, effort)
-        progress(f"best batch sizes: {batches}")
+        batches = {"bare": _best_bare(bare, workload.sizes, effort)}
+        request = pool[: workload.rows]
         targets = {}
         for hosting in Hosting:
-            base, _ = stack.enter_context(runtime(workload.on_all_cores(batches, hosting)))
-            targets[hosting] = infer(base, workload.name, pool[: workload.rows])
-        bare_sides = {name: _bare_rate(members, batches, effort) for name, members in bare.items()}
+            batches[hosting] = _best_served(workload, hosting, batches["bare"], request, effort)
+            base, _ = stack.enter_context(runtime(workload.on_all_cores(batches[hosting], hosting)))
+            targets[hosting] = infer(base, workload.name, request)
+        progress(f"best batch sizes: {batches}")
+        bare_sides = {name: _bare_rate(members, batches["bare"], effort) for name, members in bare.items()}
         served_sides = {
             str(hosting): throughput(target, workload.connections, effort.seconds, WARM)
             for hosting, target in targets.items()
@@ -83,9 +87,28 @@ def _bare_rate(members: BareMembers, batches: Sequence[int], effort: Effort) -> 
     return lambda: members.rows_per_second(batches, effort.seconds)
 
 
-def _best(bare: Mapping[str, BareMembers], sizes: Sequence[int], effort: Effort) -> list[int]:
+def _best_bare(bare: Mapping[str, BareMembers], sizes: Sequence[int], effort: Effort) -> list[int]:
     """The best batch sizes under the loader that is faster at its own best."""
     seconds = min(SCAN, effort.seconds)
     choices = {name: members.best_batches(sizes, seconds) for name, members in bare.items()}
     rates = {name: bare[name].rows_per_second(choices[name], effort.seconds) for name in bare}
     return choices[max(rates, key=lambda name: rates[name])]
+
+
+def _best_served(
+    workload: Workload, hosting: Hosting, best_bare: list[int], request: NDArray[np.float32], effort: Effort
+) -> list[int]:
+    """The best of the bare members' batch sizes and of one size for all, as `plan --measure` would try them."""
+    seconds = min(2 * SCAN, effort.seconds)
+    rates: dict[tuple[int, ...], float] = {}
+    choices: list[list[int]] = [best_bare, *([size] * len(workload.paths) for size in workload.sizes)]
+    for choice in choices:
+        with runtime(workload.on_all_cores(choice, hosting)) as (base, _):
+            target = infer(base, workload.name, request)
+            rates[tuple(choice)] = throughput(target, workload.connections, seconds, SCAN)()
+    return list(max(rates, key=lambda choice: rates[choice]))
+
+
+def sizes_used(outcome: Outcome) -> str:
+    """The batch sizes of each side, for a report."""
+    return "; ".join(f"{side} {', '.join(map(str, sizes))}" for side, sizes in outcome.batches.items())

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 from bare_members import bare_members, loaders
-from ceiling import Workload, against_bare
+from ceiling import Workload, against_bare, sizes_used
 from common import Effort, Report, Rounds, alternate, cores, main, ratio, verdict
 from load import infer, latency, wrk
 from models import IMAGE_INPUT, convolutional
@@ -48,17 +48,17 @@ def compute(effort: Effort) -> Report:
         ]
         for side, times in large.items()
     ]
-    batches = ", ".join(f"{path.stem} {batch}" for path, batch in zip(paths, outcome.batches, strict=True))
     return Report(
-        f"{len(WIDTHS)} TorchScript CNNs on 3 x 64 x 64 images, every member on every core, best batch sizes "
-        f"({batches}); one image a request, {CONNECTIONS} connections; bare: one pinned process a core with all "
-        f"members; medians of {effort.rounds} alternating runs of {effort.seconds:g} s.",
+        f"{len(WIDTHS)} TorchScript CNNs on 3 x 64 x 64 images, of widths {', '.join(map(str, WIDTHS))}, every member "
+        f"on every core, each side at its best batch sizes ({sizes_used(outcome)}); one image a request, "
+        f"{CONNECTIONS} connections; bare: one pinned process a core with all members; medians of {effort.rounds} "
+        f"alternating runs of {effort.seconds:g} s.",
         ["side", "result", "ratio"],
         rows,
     )
 
 
-def _one_large_request(workload: Workload, batches: list[int], effort: Effort) -> dict[str, Rounds]:
+def _one_large_request(workload: Workload, batches: Mapping[str, list[int]], effort: Effort) -> dict[str, Rounds]:
     """Milliseconds from one request of many images to its answer, and of the same work on one core."""
     images = np.random.default_rng(1).random((IMAGES, *workload.input.shape), dtype=np.float32)
     with ExitStack() as stack:
@@ -66,10 +66,10 @@ def _one_large_request(workload: Workload, batches: list[int], effort: Effort) -
             bare_members(workload.paths, loaders(workload.input)["the runtime's"], images, cores()[:1])
         )
         sides: dict[str, Callable[[], float]] = {
-            "alone": lambda: 1e3 * IMAGES / alone.rows_per_second(batches, effort.seconds)
+            "alone": lambda: 1e3 * IMAGES / alone.rows_per_second(batches["bare"], effort.seconds)
         }
         for hosting in Hosting:
-            base, _ = stack.enter_context(runtime(workload.on_all_cores(batches, hosting)))
+            base, _ = stack.enter_context(runtime(workload.on_all_cores(batches[hosting], hosting)))
             target = infer(base, workload.name, images)
             wrk(target, 1, 2)
             sides[hosting] = latency(target, effort.seconds)

@@ -41,6 +41,8 @@ _TRIES = 16
 """Where lingering did not pay the last time, it is tried again after so many turns."""
 _FEW = 3
 """So many reports are taken one by one sooner than numpy takes them together."""
+_MANY_ROWS = 16
+"""Reports of so many rows each are taken one by one as well: slices of rows need no index arrays."""
 
 # Completions are (slot, generation, verdict, whether every dispatched row is accounted for). The last verdict is the
 # gateway's own: it watches the clock.
@@ -123,7 +125,12 @@ class Combiner:
                     self._take_single(index, *reports.first())
                     reports.head += 1
             elif waiting:
-                self._take(index, reports.peek(waiting))
+                entries = reports.peek(waiting)
+                if self._streaming and entries[:, 2].sum() >= _MANY_ROWS * waiting:
+                    for slot, row, count, code in entries.tolist():
+                        self._take_single(index, slot, row, count, code)
+                else:
+                    self._take(index, entries)
                 reports.head += waiting
         controls = self._arena.controls
         if waiting := len(controls):
@@ -206,20 +213,34 @@ class Combiner:
         return not self._irregular or self._irregular.isdisjoint(slots.tolist())
 
     def _take_single(self, index: int, slot: int, row: int, count: int, code: int) -> None:
-        """One report, as a lone client's requests make them: without numpy's overhead wherever nothing is wrong."""
-        plain = code == ARRIVED and self._row_count[slot] == 1 and not self._closures and not self._irregular
+        """One report, of a lone client's request or of many rows: with little of numpy if nothing is wrong."""
+        plain = code == ARRIVED and not self._closures and not self._irregular
         place = self._places_of_rings[index] if plain else None
         if place is None:
             self._take(index, np.array([[slot, row, count, code]], np.uint32))
             return
         member = self._combined[place]
-        self._status[member * self._arena.geometry.rows + row] = ARRIVED
         remaining = self._remaining[slot]
-        self._remaining[slot] = remaining - 1
-        rows = slice(row, row + 1)
-        self._fold(rows, remaining == len(self._combined), member, place)
-        if remaining == 1:
-            self._complete(self._every_slot[slot : slot + 1], rows)
+        self._remaining[slot] = remaining - count
+        rows = slice(row, row + count)
+        if self._row_count[slot] == 1:
+            self._status[member * self._arena.geometry.rows + row] = ARRIVED
+            self._fold(rows, remaining == len(self._combined), member, place)
+        else:
+            self._arena.status[member, rows] = ARRIVED
+            self._fold(rows, self._first(rows), member, place)
+            self._folded[rows] += 1
+        if remaining == count:
+            whole = self._rows(slot)
+            self._folded[whole] = 0
+            self._complete(self._every_slot[slot : slot + 1], whole)
+
+    def _first(self, rows: Rows) -> bool | NDArray[np.bool_]:
+        """Of which rows nothing has been folded yet; a bool where that is so for all or none of them."""
+        folded = self._folded[rows]
+        if not folded.any():
+            return True
+        return False if folded.all() else folded == 0
 
     def _take_single_rows(self, member: int, entries: Entries) -> None:
         """The fast path: requests of one row. Few and cheap calls: for small models this is most of the work."""
@@ -256,9 +277,8 @@ class Combiner:
             arena.shadowed[slots] -= counts
             return
         if self._streaming:
-            folded = self._folded[rows]
-            self._fold(rows, not folded.any() or (not folded.all() and folded == 0), member, place)
-            self._folded[rows] = folded + 1
+            self._fold(rows, self._first(rows), member, place)
+            self._folded[rows] += 1
         remaining = arena.remaining[slots] - counts
         arena.remaining[slots] = remaining
         complete = slots[remaining == 0]
