@@ -19,6 +19,11 @@ def core_memory(node: Node) -> int:
     return node.memory_bytes // cores // _GRAIN * _GRAIN if cores else 0
 
 
+def cores_of(device: Device) -> int:
+    """How many cores a CPU device has; 0 for any other device."""
+    return int(device.type.removeprefix("cpu-")) if device.kind is DeviceKind.CPU else 0
+
+
 def cpu_devices(
     node: Node,
     cores_per_device: int,

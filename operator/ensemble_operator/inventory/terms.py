@@ -37,10 +37,12 @@ def refusal(node: Node, terms: Terms) -> str | None:
     return f"Tainted: {taint}" if taint is not None else None
 
 
-def lost(node: Node, terms: Terms) -> bool:
-    """Whether what runs on a node is lost to the ensemble: the node is away, or it evicts the pods."""
-    return not node.ready or any(
-        taint.effect == "NoExecute" and not _tolerated(taint, terms.tolerations) for taint in node.taints
+def leaves(node: Node, terms: Terms) -> bool:
+    """Whether what runs on a node has to leave it: the node is away or evicts, or is not selected any more."""
+    return (
+        not node.ready
+        or any(node.labels.get(label) != value for label, value in terms.node_selector.items())
+        or any(taint.effect == "NoExecute" and not _tolerated(taint, terms.tolerations) for taint in node.taints)
     )
 
 

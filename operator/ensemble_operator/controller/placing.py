@@ -1,0 +1,297 @@
+"""Which free devices one copy of an ensemble is planned on: those of one node wherever one node suffices."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from ensemble_operator.api.objective import Goal, Objective
+from ensemble_operator.controller.ledger import Kind, Ledger, kind_of
+from ensemble_operator.inventory.device import Device
+from ensemble_operator.inventory.node import Inventory
+from ensemble_operator.inventory.terms import Terms, refusal
+from ensemble_operator.planner.plan import Plan
+from ensemble_operator.planner.problem import PlanMember, Problem
+from ensemble_runtime.errors import EnsembleError, OutOfMemoryError
+
+Solve = Callable[[Problem], Plan]
+"""The planner; it refuses with an EnsembleError. Asked the same question again, it had better remember the answer."""
+Running = Mapping[tuple[str, str, str], int]
+"""(node, device, member) -> batch size."""
+
+_TRIES = 4
+"""Choices of devices on one node that are planned, the most promising first."""
+_NEAR = 0.8
+"""A choice of at least this part of the best rate will do, where it spreads copies or leaves less over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """What one copy of an ensemble holds."""
+
+    devices: tuple[Device, ...]
+    running: Running
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An ensemble, as far as devices matter."""
+
+    key: str
+    """namespace/name"""
+    members: tuple[PlanMember, ...]
+    """With their profiles on every type of device that the cluster has for them (see `catalogue`)."""
+    most: int
+    """Most devices of one copy."""
+    terms: Terms = field(default_factory=Terms)
+    copies: int = 1
+    priority: int = 0
+    created: str = ""
+    """The ensemble's creationTimestamp."""
+    preempts: bool = False
+    """Whether it may take devices from ensembles of lower priority."""
+    dry: bool = False
+    """Only to be planned (mode PlanOnly), with what is left; it takes nothing."""
+    objective: Objective = field(default_factory=Objective)
+    interference: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
+    pod_millis: int = 0
+    """Thousandths of a core that each of its pods requests besides its CPU devices."""
+    pod_bytes: int = 0
+    """Memory that each of its pods requests besides its CPU devices."""
+    held: Mapping[int, Copy] = field(default_factory=dict)
+    """By the number of the copy, what runs or is about to."""
+
+    @property
+    def rank(self) -> tuple[int, str, str]:
+        """Who comes first: higher priority, then older, then by name."""
+        return -self.priority, self.created, self.key
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A copy that has a plan, and the devices that its cells are on."""
+
+    plan: Plan
+    devices: tuple[Device, ...]
+
+    @property
+    def nodes(self) -> frozenset[str]:
+        """The nodes that it is on."""
+        return frozenset(device.node for device in self.devices)
+
+    @property
+    def running(self) -> Running:
+        """Its cells."""
+        return {(device.node, device.name, member): batch for device, member, batch in self.plan.cells}
+
+    @property
+    def merit(self) -> float:
+        """What its plan is good at, in whatever unit: the more the better."""
+        plan = self.plan
+        if plan.problem.objective.goal is Goal.FEWEST_DEVICES:
+            return 1 / len(self.devices)
+        if plan.goodput is not None:
+            return plan.goodput
+        return 1 / plan.p99_seconds if plan.p99_seconds is not None else plan.rate
+
+
+def catalogue(inventory: Inventory, terms: Terms) -> tuple[Device, ...]:
+    """One device of each kind that an ensemble may use, held by whomever: what its members have to be profiled on."""
+    ledger, found = Ledger(inventory), dict[Kind, Device]()
+    for node in inventory.nodes:
+        if refusal(node, terms) is None:
+            kinds = ledger.kinds(node.name, terms)
+            for device in ledger.draw(node.name, {kind: 1 for kind in kinds if kind not in found}, terms):
+                found[kind_of(device)] = device
+    return tuple(found[kind] for kind in sorted(found))
+
+
+def solved(request: Request, devices: Iterable[Device], running: Running, solve: Solve) -> Placed:
+    """Plan a copy on these devices.
+
+    Raises:
+        EnsembleError: They do not do.
+    """
+    there = tuple(sorted(devices, key=lambda d: (d.node, d.name)))
+    if not there:
+        raise OutOfMemoryError("no device is free")
+    plan = solve(Problem(there, request.members, request.objective, request.interference, running=running))
+    used = {(device.node, device.name) for device, _, _ in plan.cells}
+    return Placed(plan, tuple(device for device in there if (device.node, device.name) in used))
+
+
+def place(request: Request, ledger: Ledger, siblings: Mapping[str, int], running: Running, solve: Solve) -> Placed:
+    """Find devices for a copy that holds none, and plan it on them.
+
+    Args:
+        request: The ensemble.
+        ledger: What is free.
+        siblings: By node, how many copies of the ensemble are there: copies spread.
+        running: Cells that are there, so that a copy that has to be planned anew moves little.
+        solve: The planner.
+
+    Raises:
+        EnsembleError: There is no room; the message is that of the choice that came nearest.
+    """
+    offers = {
+        node.name: kinds
+        for node in ledger.nodes.values()
+        if refusal(node, request.terms) is None
+        and ledger.room(node.name, request.pod_millis, request.pod_bytes)
+        and (kinds := ledger.kinds(node.name, request.terms, request.pod_millis, request.pod_bytes))
+    }
+    worth = _worth(request.members, {kind for kinds in offers.values() for kind in kinds})
+    home = {node for node, _, _ in running}
+    away = {node: (node not in home, siblings.get(node, 0)) for node in offers}
+    found, refusals = [], list[EnsembleError]()
+    for node, choice in _single(request, offers, away, worth):
+        try:
+            found.append((node, solved(request, ledger.draw(node, choice, request.terms), running, solve)))
+        except EnsembleError as error:
+            refusals.append(error)
+    if found:
+        best = max(placed.merit for _, placed in found)
+        near = [(node, placed) for node, placed in found if placed.merit >= _NEAR * best]
+        return min(near, key=lambda f: (away[f[0]], offers[f[0]].total() - len(f[1].devices), f[0]))[1]
+    for choice in _choices(request, _sum(offers.values()), worth):
+        try:
+            return solved(request, _across(request, ledger, offers, choice, away), running, solve)
+        except EnsembleError as error:
+            refusals.append(error)
+    raise refusals[-1] if refusals else OutOfMemoryError("no device is free")
+
+
+def extras(request: Request, ledger: Ledger, kept: tuple[Device, ...]) -> tuple[Device, ...]:
+    """Free devices that a copy may have besides what it holds: on its own nodes, as many as its limit leaves."""
+    drawn: list[Device] = []
+    for node in sorted({device.node for device in kept}):
+        if (limit := request.most - len(kept) - len(drawn)) <= 0:
+            break
+        if refusal(ledger.nodes[node], request.terms) is None:
+            kinds = ledger.kinds(node, request.terms)
+            worth = _worth(request.members, set(kinds))
+            ordered = sorted((k for k in kinds if k in worth), key=lambda k: (-worth[k], k))
+            drawn += ledger.draw(node, _filled(Counter(), kinds, ordered, limit), request.terms)
+    return tuple(drawn)
+
+
+def within_limit(request: Request, devices: tuple[Device, ...]) -> tuple[Device, ...]:
+    """As many of the devices as a copy may have, the most useful first."""
+    if len(devices) <= request.most:
+        return devices
+    kinds = Counter(map(kind_of, devices))
+    choice = next(_choices(request, kinds, _worth(request.members, set(kinds))), Counter[Kind]())
+    kept = []
+    for device in sorted(devices, key=lambda d: (d.node, d.name)):
+        if choice[kind_of(device)] > 0:
+            choice[kind_of(device)] -= 1
+            kept.append(device)
+    return tuple(kept)
+
+
+def _worth(members: tuple[PlanMember, ...], kinds: Iterable[Kind]) -> dict[Kind, float]:
+    """Speed of a device of each kind that can run any member: the members' mean, each against its fastest kind."""
+    speeds = {kind: [_speed(member, kind) for member in members] for kind in kinds}
+    fastest = [max((row[m] for row in speeds.values()), default=0.0) for m in range(len(members))]
+    return {
+        kind: sum(speed / best for speed, best in zip(row, fastest, strict=True) if best) / len(members)
+        for kind, row in speeds.items()
+        if any(row)
+    }
+
+
+def _speed(member: PlanMember, kind: Kind) -> float:
+    """Rows per second of a member alone on a device; 0 where it does not run there."""
+    profile = member.profiles.get(kind.type)
+    points = profile.points if profile else ()
+    return max((p.batch_size / p.seconds for p in points if p.memory_bytes <= kind.memory_bytes), default=0.0)
+
+
+def _single(
+    request: Request,
+    offers: Mapping[str, Counter[Kind]],
+    away: Mapping[str, tuple[bool, int]],
+    worth: Mapping[Kind, float],
+) -> Iterator[tuple[str, Counter[Kind]]]:
+    """Choices on one node each, the most promising first: of the nodes that offer the same one, the best to take."""
+    alike: dict[frozenset[tuple[Kind, int]], tuple[tuple[bool, int], int, str]] = {}
+    for node, kinds in offers.items():
+        signature = frozenset((kind, min(count, request.most)) for kind, count in kinds.items() if kind in worth)
+        key = (away[node], kinds.total(), node)
+        alike[signature] = min(alike.get(signature, key), key)
+    choices: dict[tuple[str, frozenset[tuple[Kind, int]]], Counter[Kind]] = {}
+    for _, _, node in alike.values():
+        for choice in _choices(request, offers[node], worth):
+            choices[node, frozenset(choice.items())] = choice
+    scored = sorted(
+        ((node, choice) for (node, _), choice in choices.items()),
+        key=lambda nc: (-sum(worth[kind] * count for kind, count in nc[1].items()), away[nc[0]], nc[0]),
+    )
+    yield from scored[:_TRIES]
+    roomy = sorted(scored[_TRIES:], key=lambda nc: (-_memory(nc[1]), nc[0]))
+    yield from roomy[:_TRIES]
+
+
+def _memory(choice: Mapping[Kind, int]) -> int:
+    return sum(kind.memory_bytes * count for kind, count in choice.items())
+
+
+def _choices(request: Request, kinds: Mapping[Kind, int], worth: Mapping[Kind, float]) -> Iterator[Counter[Kind]]:
+    """Up to `most` devices such that every member has one that can run it: the fastest, then the largest."""
+    orders = (lambda k: (-worth[k], -k.memory_bytes, k), lambda k: (-k.memory_bytes, -worth[k], k))
+    before: Counter[Kind] | None = None
+    for order in orders:
+        ordered = sorted((kind for kind in kinds if kind in worth), key=order)
+        choice = _cover(request, kinds, ordered)
+        if choice is not None:
+            choice = _filled(choice, kinds, ordered, request.most)
+            if choice != before:
+                yield choice
+            before = choice
+
+
+def _cover(request: Request, kinds: Mapping[Kind, int], ordered: list[Kind]) -> Counter[Kind] | None:
+    """As few devices as will do for every member to have one that can run it; None where that cannot be."""
+    choice: Counter[Kind] = Counter()
+    able = [[kind for kind in ordered if _speed(member, kind)] for member in request.members]
+    for kinds_of_member in sorted(able, key=len):
+        if not any(choice[kind] for kind in kinds_of_member):
+            best = next((kind for kind in kinds_of_member if choice[kind] < kinds[kind]), None)
+            if best is None or choice.total() >= request.most:
+                return None
+            choice[best] += 1
+    return choice
+
+
+def _filled(choice: Counter[Kind], kinds: Mapping[Kind, int], ordered: list[Kind], most: int) -> Counter[Kind]:
+    """The choice, filled up to `most` devices."""
+    full = Counter(choice)
+    for kind in ordered:
+        full[kind] += max(0, min(kinds[kind] - full[kind], most - full.total()))
+    return +full
+
+
+def _across(
+    request: Request,
+    ledger: Ledger,
+    offers: Mapping[str, Counter[Kind]],
+    choice: Counter[Kind],
+    away: Mapping[str, tuple[bool, int]],
+) -> list[Device]:
+    """Devices of a choice: of the nodes where the copy is, then of those that have the most of them."""
+    missing, drawn, left = Counter(choice), list[Device](), dict(offers)
+    while left and missing.total() > 0:
+        of = {node: missing & kinds for node, kinds in left.items()}
+        node = min(of, key=lambda n: (away[n][0], -of[n].total(), away[n][1], n))
+        drawn += ledger.draw(node, of[node], request.terms)
+        missing -= of[node]
+        del left[node]
+    return drawn
+
+
+def _sum(counters: Iterable[Counter[Kind]]) -> Counter[Kind]:
+    total: Counter[Kind] = Counter()
+    for counter in counters:
+        total.update(counter)
+    return total

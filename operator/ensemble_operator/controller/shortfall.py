@@ -1,0 +1,98 @@
+"""Why an ensemble has to wait, in the form "needs 2 devices of 40 GiB, the best node has 1 of 24 GiB"."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+
+from ensemble_operator.controller.ledger import Kind, Ledger
+from ensemble_operator.controller.placing import Request
+from ensemble_operator.inventory.terms import refusal
+from ensemble_operator.planner.problem import PlanMember
+from ensemble_runtime.errors import EnsembleError, OutOfMemoryError
+
+_GIB = 2**30
+
+
+def shortfall(request: Request, free: Ledger, everything: Ledger, error: EnsembleError) -> str:
+    """What a copy needs and what there is.
+
+    Args:
+        request: The ensemble that waits.
+        free: What is free for it.
+        everything: What there is, held by whomever.
+        error: What the planner said of the choice that came nearest.
+    """
+    there, refused = _nodes(request, everything)
+    if not there:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(refused.items()))
+        return "no node has a device that it may use" + (f"; nodes refused: {reasons}" if reasons else "")
+    if not isinstance(error, OutOfMemoryError):
+        return str(error)
+    size, count = _needs(request, {kind for kinds in there.values() for kind in kinds})
+    if size == 0:
+        return str(error)
+    if count > request.most:
+        limit = f"spec.devices.max permits {_devices(request.most)}; the members need {count} of {_gib(size)}"
+        return f"{limit}: raise it, or permit smaller batch sizes"
+    left, _ = _nodes(request, free)
+    best = max((_describe(kinds, size) for kinds in left.values()), default=(0, 0, "no free device"))[2]
+    held = sum(k.total() for k in there.values()) - sum(k.total() for k in left.values())
+    others = f"; {_devices(held)} that it may use {'is' if held == 1 else 'are'} taken" if held > 0 else ""
+    return f"needs {_devices(count)} of {_gib(size)}, the best node has {best}{others}"
+
+
+def _nodes(request: Request, ledger: Ledger) -> tuple[dict[str, Counter[Kind]], Counter[str]]:
+    """By node what the ensemble may use, and how many nodes are refused for which reason."""
+    offers: dict[str, Counter[Kind]] = {}
+    refused: Counter[str] = Counter()
+    for name, node in ledger.nodes.items():
+        reason = refusal(node, request.terms)
+        if reason is not None:
+            refused[reason.partition(":")[0]] += 1
+        elif not ledger.room(name, request.pod_millis, request.pod_bytes):
+            refused["NoRoom"] += 1
+        elif kinds := ledger.kinds(name, request.terms, request.pod_millis, request.pod_bytes):
+            usable = Counter({k: c for k, c in kinds.items() if any(k.type in m.profiles for m in request.members)})
+            if usable:
+                offers[name] = usable
+    return offers, refused
+
+
+def _needs(request: Request, kinds: set[Kind]) -> tuple[int, int]:
+    """Bytes and number of devices that hold the members at their smallest batch sizes: first fit, largest first."""
+    least = sorted((_least(member, kinds) for member in request.members), reverse=True)
+    roomy = sorted(kind.memory_bytes for kind in kinds if kind.memory_bytes >= least[0])
+    size = roomy[0] if roomy else least[0]
+    free: list[int] = []
+    for need in least:
+        at = next((i for i, room in enumerate(free) if room >= need), None)
+        if at is None:
+            free.append(size - need)
+        else:
+            free[at] -= need
+    return size, len(free)
+
+
+def _least(member: PlanMember, kinds: set[Kind]) -> int:
+    sizes = (p.memory_bytes for kind in kinds if (f := member.profiles.get(kind.type)) for p in f.points)
+    return min(sizes, default=0)
+
+
+def _describe(kinds: Mapping[Kind, int], size: int) -> tuple[int, int, str]:
+    """How many devices of a node are large enough, its largest device, and both in words."""
+    enough = sum(count for kind, count in kinds.items() if kind.memory_bytes >= size)
+    largest = max(kind.memory_bytes for kind in kinds)
+    count = enough or sum(c for kind, c in kinds.items() if kind.memory_bytes == largest)
+    return enough, largest, f"{count} of {_gib(largest)}"
+
+
+def _devices(count: int) -> str:
+    return f"{count} device" if count == 1 else f"{count} devices"
+
+
+def _gib(size: int) -> str:
+    """Bytes in GiB: 40 GiB, 0.5 GiB."""
+    value = size / _GIB
+    return f"{math.ceil(value * 10) / 10:g} GiB"
