@@ -106,7 +106,7 @@ def _best_served(
         with runtime(workload.on_all_cores(choice, hosting)) as (base, _):
             target = infer(base, workload.name, request)
             rates[tuple(choice)] = throughput(target, workload.connections, seconds, SCAN)()
-    return list(max(rates, key=lambda choice: rates[choice]))
+    return list(max(rates, key=rates.__getitem__))
 
 
 def sizes_used(outcome: Outcome) -> str:
