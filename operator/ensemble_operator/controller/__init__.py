@@ -1,0 +1,1 @@
+"""Keeps it so: watches, plans, applies, observes, and reports what it sees."""

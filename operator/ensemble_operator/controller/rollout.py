@@ -1,0 +1,134 @@
+"""From the pods that are there to the pods that are wanted: what to make and what to delete now. Pure.
+
+A copy of an ensemble is served by a set of pods of one revision and one plan. A set that is wanted is made beside the
+one that runs where their devices are not the same; the old one goes when the new one is ready. Where they share
+devices, the old one has to go first, one copy after the other.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ensemble_operator.api.rollout import Strategy
+
+Slot = tuple[str, str]
+"""Node and device."""
+
+
+@dataclass(frozen=True, slots=True)
+class WantedSet:
+    """The pods that are to serve one copy."""
+
+    copy: int
+    revision: str
+    plan: str
+    pods: tuple[str, ...]
+    """Their names."""
+    devices: frozenset[Slot]
+
+
+@dataclass(frozen=True, slots=True)
+class RunningPod:
+    """A pod that is there."""
+
+    name: str
+    uid: str
+    copy: int
+    revision: str
+    plan: str
+    devices: frozenset[Slot]
+    head: bool
+    """It answers requests, and is ready only when the whole copy is."""
+    ready: bool
+    deleting: bool
+    ended: bool
+    """It will not run again by itself: evicted, refused by its node, or completed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """A pod to delete, and why."""
+
+    pod: RunningPod
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What to do now; the next cycle sees what came of it."""
+
+    create: tuple[str, ...] = ()
+    delete: tuple[Removal, ...] = ()
+    serving: str | None = None
+    """The revision that the Service is to lead to."""
+    ready_copies: int = 0
+    blocked: str | None = None
+    """Why a change does not go on by itself."""
+
+
+def steps(wanted: Sequence[WantedSet], pods: Iterable[RunningPod], strategy: Strategy) -> Steps:
+    """What to do now.
+
+    Args:
+        wanted: One set a copy; none: nothing is to run.
+        pods: All pods of the ensemble, whatever their state.
+        strategy: How a copy passes from one set to the next.
+    """
+    there = sorted(pods, key=lambda pod: pod.name)
+    of_copy: dict[int, list[RunningPod]] = defaultdict(list)
+    for pod in there:
+        of_copy[pod.copy].append(pod)
+    whole = {want.copy for want in wanted if any(pod.head and _ready(pod) for pod in of_copy[want.copy])}
+    waiting = len(wanted) > len(whole)  # some copy does not serve; another is not taken down for its sake
+    create: list[str] = []
+    delete = [Removal(pod, "it ended, and is made anew") for pod in there if pod.ended and not pod.deleting]
+    blocked: str | None = None
+    for want in wanted:
+        here = {pod.name: pod for pod in of_copy[want.copy] if not pod.ended and _belongs(pod, want)}
+        others = [pod for pod in of_copy[want.copy] if not pod.ended and not _belongs(pod, want)]
+        going = [pod for pod in others if not pod.deleting]
+        if all(name in here and _ready(here[name]) for name in want.pods):
+            delete += [Removal(pod, "replaced by a set that is ready") for pod in going]
+            continue
+        in_the_way = any(pod.devices & want.devices or pod.name in want.pods for pod in others)
+        if going and strategy is Strategy.ON_DELETE:
+            names = ", ".join(pod.name for pod in going)
+            blocked = f"copy {want.copy}: strategy OnDelete waits until {names} is deleted"
+        elif going and (in_the_way or strategy is Strategy.RECREATE):
+            if strategy is Strategy.RECREATE or not waiting or want.copy not in whole:
+                delete += [Removal(pod, "what replaces it needs its devices") for pod in going]
+                waiting = True
+        elif not in_the_way:
+            taken = {pod.name for pod in there}
+            create += [name for name in want.pods if name not in taken]
+    copies = {want.copy for want in wanted}
+    surplus = [pod for pod in there if pod.copy not in copies and not pod.deleting and not pod.ended]
+    delete += [Removal(pod, "this copy is not wanted") for pod in surplus]
+    return Steps(tuple(create), tuple(delete), _serving(wanted, there), len(whole), blocked)
+
+
+def within(budget: int, removals: Sequence[Removal]) -> tuple[Removal, ...]:
+    """The removals that a cycle may do: those of pods that do not serve anyway come first."""
+    return tuple(sorted(removals, key=lambda r: (r.pod.ready, r.pod.name))[:budget])
+
+
+def _ready(pod: RunningPod) -> bool:
+    return pod.ready and not pod.deleting
+
+
+def _belongs(pod: RunningPod, want: WantedSet) -> bool:
+    return pod.name in want.pods and (pod.revision, pod.plan) == (want.revision, want.plan)
+
+
+def _serving(wanted: Sequence[WantedSet], pods: Sequence[RunningPod]) -> str | None:
+    """The revision with the most ready copies; of equals the wanted one."""
+    if not wanted:
+        return None
+    ready: dict[str, set[int]] = defaultdict(set)
+    for pod in pods:
+        if pod.head and _ready(pod):
+            ready[pod.revision].add(pod.copy)
+    newest = wanted[0].revision
+    return max({newest, *ready}, key=lambda r: (len(ready[r]), r == newest, r))
