@@ -60,6 +60,11 @@ class Graph:
     outputs: tuple[str, ...]
 
     @cached_property
+    def by_name(self) -> Mapping[str, Operator]:
+        """The operators by name."""
+        return {operator.name: operator for operator in self.operators}
+
+    @cached_property
     def producers(self) -> Mapping[str, str]:
         """The operator that puts out a tensor; the model's inputs have none."""
         return {output: operator.name for operator in self.operators for output in operator.outputs}

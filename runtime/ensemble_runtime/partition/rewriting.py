@@ -1,0 +1,112 @@
+"""A model in the course of being rewritten: nodes are added in order, tensors may be in pieces along an axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from ensemble_runtime.partition.graph import Graph, reads
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A tensor that exists as consecutive pieces along one axis."""
+
+    axis: int
+    names: tuple[str, ...]
+    bounds: tuple[int, ...]
+    """Where pieces begin and end: one more than there are pieces."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Length of each piece."""
+        return tuple(end - start for start, end in pairwise(self.bounds))
+
+
+class Rewriting:
+    """The nodes and weights of the model that comes out."""
+
+    def __init__(self, graph: Graph) -> None:
+        """Start with the graph's weights and no node."""
+        self.graph = graph
+        self.opset = next((x.version for x in graph.model.opset_import if x.domain in ("", "ai.onnx")), 1)
+        self.nodes: list[onnx.NodeProto] = []
+        self.pieces: dict[str, Pieces] = {}
+        self._joined: set[str] = set()
+        self._given = {x.name: x for x in graph.model.graph.initializer}
+        self._made: dict[str, onnx.TensorProto] = {}
+
+    def add(
+        self, op_type: str, inputs: Sequence[str], outputs: Sequence[str], name: str, **attributes: object
+    ) -> tuple[str, ...]:
+        """Add a node; returns its outputs."""
+        self.nodes.append(helper.make_node(op_type, inputs, outputs, name=name, **attributes))
+        return tuple(outputs)
+
+    def copy(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        """Add a node that is like another, and return it for changes."""
+        copied = onnx.NodeProto()
+        copied.CopyFrom(node)
+        self.nodes.append(copied)
+        return copied
+
+    def weight(self, name: str, value: Array) -> str:
+        """Add a weight, unless one of that name was added before."""
+        if name not in self._made:
+            self._made[name] = numpy_helper.from_array(value, name)
+        return name
+
+    def value(self, name: str) -> Array | None:
+        """A weight's elements; None for what is computed."""
+        found = self._given.get(name) or self._made.get(name)
+        return None if found is None else numpy_helper.to_array(found)
+
+    def whole(self, name: str) -> str:
+        """Make sure that a tensor exists in one piece."""
+        pieces = self.pieces.get(name)
+        if pieces is not None and name not in self._joined:
+            self._joined.add(name)
+            self.add("Concat", pieces.names, [name], f"{name}/join", axis=pieces.axis)
+        return name
+
+    def cut(self, name: str, axis: int, bounds: tuple[int, ...]) -> Pieces:
+        """Make sure that a tensor exists in these pieces."""
+        found = self.pieces.get(name)
+        if found is not None and (found.axis, found.bounds) == (axis, bounds):
+            return found
+        prefix = f"{name}/cut{axis}x{len(bounds) - 1}"
+        pieces = Pieces(axis, tuple(f"{prefix}/{k}" for k in range(len(bounds) - 1)), bounds)
+        if pieces.names[0] in self._joined:
+            return pieces
+        self._joined.add(pieces.names[0])
+        sizes = np.array(pieces.sizes, np.int64)
+        if self.opset >= 13:
+            self.add(
+                "Split", [self.whole(name), self.weight(f"{prefix}/sizes", sizes)], pieces.names, prefix, axis=axis
+            )
+        else:
+            self.add("Split", [self.whole(name)], pieces.names, prefix, axis=axis, split=sizes.tolist())
+        return pieces
+
+    def model(self) -> onnx.ModelProto:
+        """The rewritten model, whose outputs are whole."""
+        given = self.graph.model
+        for output in given.graph.output:
+            self.whole(output.name)
+        model = onnx.ModelProto()
+        model.CopyFrom(given)
+        graph = model.graph
+        read = {name for node in self.nodes for name in reads(node)} | {x.name for x in graph.output}
+        del graph.node[:], graph.initializer[:], graph.value_info[:]
+        graph.node.extend(self.nodes)
+        graph.initializer.extend(x for x in chain(self._given.values(), self._made.values()) if x.name in read)
+        return model
