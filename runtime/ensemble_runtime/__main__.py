@@ -8,10 +8,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from ensemble_runtime import report
 from ensemble_runtime.config import RuntimeConfig, Schema
 from ensemble_runtime.errors import EnsembleError, ManifestError
 from ensemble_runtime.logs import log_to_stderr
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(options.command(options))
     except EnsembleError as error:
         print(f"ensemble-runtime: {error}", file=sys.stderr)
+        report.leave(report.reason(error), getattr(options, "termination_message", None))
         return error.exit_code
 
 
@@ -47,7 +49,11 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("document", metavar="REQUEST.json", type=Path)
     profile.set_defaults(command=_profile)
 
-    for command in (serve, fetch, profile):
+    pairs = commands.add_parser("interference", help="measure how pairs of members get along on a device")
+    pairs.add_argument("document", metavar="REQUEST.json", type=Path)
+    pairs.set_defaults(command=_interference)
+
+    for command in (serve, fetch, profile, pairs):
         command.add_argument("--cache", type=Path, default=default_cache(), help="folder for fetched models")
 
     devices = commands.add_parser("devices", help="print this machine's devices as JSON")
@@ -66,10 +72,13 @@ def default_cache() -> Path:
 def _serve(options: argparse.Namespace) -> int:
     # Before numpy is imported: its linear algebra would start threads, which a fork does not survive.
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    from ensemble_runtime.devices import slots
     from ensemble_runtime.gateway.process import serve_until_stopped
     from ensemble_runtime.pipeline import supervisor
 
-    return supervisor.run(_read(options.document, RuntimeConfig), options.cache, serve_until_stopped)
+    config = _read(options.document, RuntimeConfig)
+    config = config.model_copy(update={"devices": slots.bound(config.devices)})
+    return supervisor.run(config, options.cache, serve_until_stopped)
 
 
 def _fetch(options: argparse.Namespace) -> int:
@@ -84,9 +93,26 @@ def _fetch(options: argparse.Namespace) -> int:
 
 def _profile(options: argparse.Namespace) -> int:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before numpy is imported, as in `_serve`
+    from ensemble_runtime.devices import slots
     from ensemble_runtime.profiler import ProfileRequest, profile
 
-    for record in profile(_read(options.document, ProfileRequest), options.cache):
+    request = _read(options.document, ProfileRequest)
+    request = request.model_copy(update={"devices": slots.bound(request.devices)})
+    measured: list[dict[str, Any]] = []
+    for record in profile(request, options.cache):
+        _emit(record)
+        if "seconds" in record:
+            # Written each time: a container that runs out of memory is killed as a whole, and leaves what it has.
+            measured.append(record)
+            report.leave(report.pack(measured), options.termination_message)
+    return 0
+
+
+def _interference(options: argparse.Namespace) -> int:
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before numpy is imported, as in `_serve`
+    from ensemble_runtime.interference import PairsRequest, interference
+
+    for record in interference(_read(options.document, PairsRequest), options.cache):
         _emit(record)
     return 0
 

@@ -100,7 +100,7 @@ def _measured_apart(
     """Measure one member on one device in a process of its own, which ends when this one does."""
     if device.kind is DeviceKind.CPU:
         # Imported here once, for all members to share by forking; CUDA, which does not survive a fork, starts afresh.
-        _import_libraries(member)
+        import_libraries(member)
     method = "fork" if device.kind is DeviceKind.CPU else "spawn"
     context: Any = multiprocessing.get_context(method)
     records, sender = context.Pipe(duplex=False)
@@ -156,7 +156,7 @@ def _measuring_process(
 ) -> None:
     """Send a record for each size, or an error."""
     os.dup2(2, 1)  # what libraries print must not get between the records of the command
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         for record in _measurements(request, member, path, device, sizes):
             sender.send(record)
@@ -171,7 +171,7 @@ def _measurements(
     request: ProfileRequest, member: Member, path: Path, device: Device, sizes: tuple[int, ...]
 ) -> Iterator[dict[str, Any]]:
     bind(device)
-    _import_libraries(member)
+    import_libraries(member)
     meter: _Meter = _GpuMeter(device) if device.kind is DeviceKind.GPU else _CpuMeter()
     model = load(member, path, request.inputs, request.outputs, device)
     random = np.random.default_rng(0)
@@ -249,13 +249,15 @@ def _status() -> dict[str, int]:
     return sizes
 
 
-def _import_libraries(member: Member) -> None:
+def import_libraries(member: Member) -> None:
+    """Import what the member's format needs; one that is missing is told of by loading."""
     for module in libraries([member.model.format]):
-        with contextlib.suppress(ImportError):  # loading tells what is missing
+        with contextlib.suppress(ImportError):
             importlib.import_module(module)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Wait for the parent's end, then end this process; for a thread of its own."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])

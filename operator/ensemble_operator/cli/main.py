@@ -116,6 +116,9 @@ def profile(
     file: Manifest,
     profiles: ProfileFiles = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Measure again what was measured before.")] = False,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Also how members get along that the plan puts together on a device.")
+    ] = False,
     output: Form = Output.TABLE,
 ) -> None:
     """Measure what each member costs on each type of device here, at each batch size.
@@ -127,11 +130,13 @@ def profile(
 
         ensemblectl profile ensemble.yaml
 
+        ensemblectl profile ensemble.yaml --pairs
+
         ensemblectl profile ensemble.yaml --refresh -o yaml > profiles.yaml
     """
     from ensemble_operator.cli.profile import show_profiles
 
-    show_profiles(file, profiles or [], refresh=refresh, output=output)
+    show_profiles(file, profiles or [], refresh=refresh, pairs=pairs, output=output)
 
 
 @app.command()

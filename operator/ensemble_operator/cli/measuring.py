@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 from ensemble_operator.api.ensemble import EnsembleSpec, MemberSpec
@@ -10,10 +11,11 @@ from ensemble_operator.cli.output import note, progress
 from ensemble_operator.inventory.device import Device
 from ensemble_operator.inventory.runtime_command import RuntimeCommandError, records
 from ensemble_operator.manifests.runtime_config import plain_device, plain_member
+from ensemble_operator.planner.plan import Plan
 from ensemble_operator.profiles.profile import Point, Profile
 from ensemble_operator.profiles.store import ProfileStore
-from ensemble_operator.profiles.table import ProfileTable, Want, table
-from ensemble_runtime.config import Schema
+from ensemble_operator.profiles.table import Key, ProfileTable, Want, table
+from ensemble_runtime.config import DeviceKind, Schema
 from ensemble_runtime.errors import OutOfMemoryError
 
 
@@ -47,6 +49,57 @@ def measure(
                     raise
                 note(f"{error}; the planner does without it")
     return table(found)
+
+
+def measure_pairs(
+    spec: EnsembleSpec,
+    digests: Mapping[str, str],
+    profiles: ProfileTable,
+    plan: Plan,
+    store: ProfileStore,
+) -> ProfileTable:
+    """Measure how the members get along that a plan puts together on real devices, where it is not known yet.
+
+    Raises:
+        RuntimeCommandError: A model could not be loaded or run.
+    """
+    factors: dict[Key, float] = {}
+    members = {member.name: member for member in spec.members}
+    wanted = [
+        (device, pair, sizes)
+        for device, pair, sizes in _together(plan)
+        if (device.type, *(digests[name] for name in pair)) not in profiles.interference
+    ]
+    with progress() as bar:
+        task = bar.add_task("profiling pairs", total=len(wanted), detail="", visible=bool(wanted))
+        for device, pair, sizes in wanted:
+            bar.update(task, detail=f"{' and '.join(pair)} on {device.type}")
+            request = {
+                "members": [_json(plain_member(members[name], digests[name])) for name in pair],
+                "inputs": [_json(tensor) for tensor in spec.inputs],
+                "outputs": [_json(tensor) for tensor in spec.outputs],
+                "device": _json(plain_device(device)),
+                "batchSizes": sizes,
+                "pairs": [pair],
+            }
+            for record in records("interference", document=request):
+                one, other = record["digest"], record["other"]
+                factors[device.type, one, other] = factor = min(20.0, max(0.05, record["factor"]))
+                if profile := profiles.get(one, device.type, members[pair[0]].precision.value):
+                    store.save(profile, {other: factor})
+            bar.advance(task)
+    return ProfileTable({}, factors)
+
+
+def _together(plan: Plan) -> Iterator[tuple[Device, tuple[str, str], dict[str, int]]]:
+    """Each pair of members that shares a device of a type, once, with the batch sizes of one such device."""
+    seen: set[tuple[str, str, str]] = set()
+    for device, row in zip(plan.problem.devices, plan.matrix, strict=True):
+        sizes = {m.name: batch for m, batch in zip(plan.problem.members, row, strict=True) if batch}
+        for pair in combinations(sorted(sizes), 2):
+            if device.kind is not DeviceKind.SIMULATED and (device.type, *pair) not in seen:
+                seen.add((device.type, *pair))
+                yield device, pair, {name: sizes[name] for name in pair}
 
 
 def _measured(spec: EnsembleSpec, member: MemberSpec, device: Device, want: Want) -> Iterator[Profile]:

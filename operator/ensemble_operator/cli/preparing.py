@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ensemble_operator.api.ensemble import InferenceEnsemble
 from ensemble_operator.api.manifest import Manifest, load_manifest, load_profiles
 from ensemble_operator.api.profile import ModelProfile
-from ensemble_operator.cli.measuring import measure
+from ensemble_operator.cli.measuring import measure, measure_pairs
 from ensemble_operator.inventory.device import Device
 from ensemble_operator.inventory.local import local_devices
 from ensemble_operator.inventory.runtime_command import records
 from ensemble_operator.inventory.simulated import simulated_devices
 from ensemble_operator.manifests.question import question, usable, wants
 from ensemble_operator.planner.problem import Problem
+from ensemble_operator.planner.solve import make_plan
 from ensemble_operator.profiles.store import ProfileStore, cpu_model, default_root
 from ensemble_operator.profiles.table import ProfileTable, written
 from ensemble_runtime.config import DeviceKind, Member
@@ -65,6 +66,14 @@ def prepare(file: Path, profile_files: Sequence[Path], *, refresh: bool = False)
         stated = store.load((want.digest, want.device_type, want.precision) for want in needed).merge(stated)
     measured = measure(spec, digests, devices, stated.missing(needed), store)
     return Prepared(manifest.ensemble, digests, devices, measured.merge(stated))
+
+
+def with_pairs(prepared: Prepared) -> Prepared:
+    """The same with what is not known yet of how members get along that the plan puts on one device, measured."""
+    store = ProfileStore(default_root(), cpu_model())
+    spec, digests, profiles = prepared.ensemble.spec, prepared.digests, prepared.profiles
+    measured = measure_pairs(spec, digests, profiles, make_plan(prepared.problem), store)
+    return replace(prepared, profiles=measured.merge(profiles))
 
 
 def read_manifest(file: Path) -> Manifest:

@@ -1,5 +1,7 @@
 """Profiles kept on disk between runs: one JSON file for each (model digest, device type, precision).
 
+Beside its costs it holds how the model gets along with others on a device of the type.
+
 A GPU's type says what it is on any machine. `cpu-4` does not: four cores of one CPU are not four of another. So
 profiles of CPU devices are kept under the CPU's model as well: a home folder that two machines share mixes nothing up.
 """
@@ -11,12 +13,12 @@ import logging
 import os
 import platform
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from ensemble_operator.profiles.profile import Point, Profile
 from ensemble_operator.profiles.table import ProfileTable, joined, table
@@ -57,6 +59,7 @@ class _StoredProfile(Schema):
     precision: str
     host: str | None
     points: tuple[_StoredPoint, ...]
+    interference: dict[Sha256, float] = Field({})
 
 
 class ProfileStore:
@@ -69,18 +72,28 @@ class ProfileStore:
 
     def load(self, keys: Iterable[tuple[str, str, str]]) -> ProfileTable:
         """The profiles that are there, of these (digest, device type, precision)."""
-        return table(profile for key in keys if (profile := self._read(*key)))
+        found = [stored for key in keys if (stored := self._read(*key))]
+        factors = {(s.device_type, s.digest, other): factor for s in found for other, factor in s.interference.items()}
+        return ProfileTable(table(map(_profile, found)).profiles, factors)
 
-    def save(self, profile: Profile) -> None:
-        """Keep a profile; its points replace those of the same batch sizes."""
+    def save(self, profile: Profile, interference: Mapping[str, float] | None = None) -> None:
+        """Keep a profile; its points replace those of the same batch sizes, and its factors those of the same models.
+
+        Args:
+            profile: What the model costs.
+            interference: Digest of another model -> rate side by side over rate one after the other.
+        """
         path = self._path(profile.digest, profile.device_type, profile.precision)
         path.parent.mkdir(parents=True, exist_ok=True)
         with _turn(path.parent / ".lock"):
             before = self._read(profile.digest, profile.device_type, profile.precision)
-            _replace(path, self._stored(joined(before, profile) if before else profile).model_dump_json(by_alias=True))
+            whole = joined(_profile(before), profile) if before else profile
+            factors = {**(before.interference if before else {}), **(interference or {})}
+            _replace(path, self._stored(whole, factors).model_dump_json(by_alias=True))
 
-    def _stored(self, profile: Profile) -> _StoredProfile:
+    def _stored(self, profile: Profile, factors: dict[str, float]) -> _StoredProfile:
         return _StoredProfile(
+            interference=factors,
             digest=profile.digest,
             device_type=profile.device_type,
             precision=profile.precision,
@@ -91,17 +104,15 @@ class ProfileStore:
             ),
         )
 
-    def _read(self, digest: str, device_type: str, precision: str) -> Profile | None:
+    def _read(self, digest: str, device_type: str, precision: str) -> _StoredProfile | None:
         path = self._path(digest, device_type, precision)
         try:
-            stored = _StoredProfile.model_validate_json(path.read_bytes())
+            return _StoredProfile.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
             _log.warning("profile %s cannot be read and is measured anew: %s", path, str(error).splitlines()[0])
             return None
-        points = sorted(Point(p.batch_size, p.seconds, p.memory_bytes) for p in stored.points)
-        return Profile(digest, device_type, precision, tuple(points))
 
     def _host_of(self, device_type: str) -> str | None:
         return self._host if device_type.startswith("cpu-") else None
@@ -110,6 +121,11 @@ class ProfileStore:
         host = self._host_of(device_type)
         place = device_type if host is None else f"{device_type}@{host[:64]}"
         return self._root / digest / f"{quote(place, safe=' ()@')}.{precision}.json"
+
+
+def _profile(stored: _StoredProfile) -> Profile:
+    points = sorted(Point(p.batch_size, p.seconds, p.memory_bytes) for p in stored.points)
+    return Profile(stored.digest, stored.device_type, stored.precision, tuple(points))
 
 
 def _replace(path: Path, text: str) -> None:

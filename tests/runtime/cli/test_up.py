@@ -225,6 +225,21 @@ def test_a_real_model_is_measured_once_and_served(ensemblectl: Run, up: Up, tmp_
         assert json.loads(answer.stdout)["outputs"]["y"] == [[2, 4, 6, 8]]
 
 
+def test_pairs_that_the_plan_puts_together_are_measured_once(ensemblectl: Run, tmp_path: Path) -> None:
+    write_model(tmp_path / "double.onnx")
+    model = {"uri": "file://./double.onnx", "format": "ONNX"}
+    members: list[dict[str, object]] = [
+        {"name": f"m{i}", "model": model, "batchSizes": [1], "weight": 1 + i}
+        for i in range(len(os.sched_getaffinity(0)) + 1)
+    ]
+    manifest = write_manifest(tmp_path / "real.yaml", simulated=False, members=members)
+    profiled = ensemblectl("profile", manifest, "--pairs", "-o", "json")
+    assert profiled.returncode == 0, profiled.stderr
+    factors = [other["factor"] for profile in json.loads(profiled.stdout) for other in profile["spec"]["interference"]]
+    assert factors and all(0.05 <= factor <= 20 for factor in factors)
+    assert ensemblectl("profile", manifest, "-o", "json").stdout == profiled.stdout
+
+
 def test_a_model_that_is_missing_ends_it_with_the_runtimes_words(ensemblectl: Run, tmp_path: Path) -> None:
     member: dict[str, object] = {"name": "m", "model": {"uri": "file://./none.onnx", "format": "ONNX"}}
     manifest = write_manifest(tmp_path / "real.yaml", simulated=False, members=[member])

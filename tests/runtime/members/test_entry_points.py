@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ensemble_runtime.config import Device
 from ensemble_runtime.devices.local import discover
+from ensemble_runtime.errors import ModelInvalidError
 
 MIB = 2**20
 COMMAND = [sys.executable, "-m", "ensemble_runtime", "--log-level", "WARNING"]
@@ -191,3 +192,35 @@ def test_a_document_that_is_not_there(tmp_path):
     assert finished.returncode == 65
     assert "No such file" in finished.stderr
     assert time.monotonic() - start < 30
+
+
+def pairs_request(request_for, device, **models):
+    plain = request_for(device=device, **models)
+    names = [member["name"] for member in plain["members"]]
+    del plain["devices"], plain["batchSizes"]
+    sizes = dict.fromkeys(names, 4)
+    return plain | {"device": device.model_dump(mode="json", by_alias=True), "batchSizes": sizes, "pairs": [names]}
+
+
+def test_a_pair_is_measured_side_by_side(request_for, core, onnx_mlp):
+    request = pairs_request(request_for, core, a=onnx_mlp(), b=onnx_mlp())
+    (record,) = lines(run("interference", "/dev/stdin", document=request))
+    assert (record["member"], record["otherMember"], record["deviceType"]) == ("a", "b", core.type)
+    # Two small models on one core: neither can gain by the other's company, and the caches hold both.
+    assert 0.05 < record["factor"] < 2
+
+
+def test_a_pair_on_a_simulated_device_is_refused(request_for, onnx_mlp):
+    device = Device(name="s", kind="Simulated", type="t", memory_bytes=1)
+    finished = run(
+        "interference", "/dev/stdin", document=pairs_request(request_for, device, a=onnx_mlp(), b=onnx_mlp())
+    )
+    assert finished.returncode == 65 and "nothing to measure" in finished.stderr
+
+
+def test_a_pair_of_which_one_cannot_be_loaded_is_refused(request_for, core, onnx_mlp, tmp_path):
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no model")
+    finished = run("interference", "/dev/stdin", document=pairs_request(request_for, core, a=onnx_mlp(), b=broken))
+    assert finished.returncode == ModelInvalidError.exit_code, finished.stderr
+    assert "broken" in finished.stderr or "'b'" in finished.stderr

@@ -36,6 +36,16 @@ def test_points_are_added_and_replaced(tmp_path: Path) -> None:
     assert profile.points == (Point(1, 0.25, 1000), Point(2, 0.75, 3000), Point(4, 1.5, 4000))
 
 
+def test_factors_are_kept_with_the_profile(tmp_path: Path) -> None:
+    store = ProfileStore(tmp_path, "EPYC")
+    store.save(CPU, {"b" * 64: 0.9, "c" * 64: 1.1})
+    store.save(CPU, {"c" * 64: 1.2})
+    store.save(CPU)
+    factors = ProfileStore(tmp_path, "EPYC").load([key(CPU)]).interference
+    assert factors == {("cpu-1", CPU.digest, "b" * 64): 0.9, ("cpu-1", CPU.digest, "c" * 64): 1.2}
+    assert not ProfileStore(tmp_path, "Xeon").load([key(CPU)]).interference
+
+
 def test_cores_of_another_cpu_are_another_thing_and_gpus_are_not(tmp_path: Path) -> None:
     ProfileStore(tmp_path, "EPYC 7763").save(CPU)
     ProfileStore(tmp_path, "EPYC 7763").save(GPU)
