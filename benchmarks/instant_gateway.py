@@ -92,7 +92,7 @@ def config() -> RuntimeConfig:
             "members": [{"name": "none", "model": model}],
             "inputs": [{"name": "x", "datatype": "FP32", "shape": [COLUMNS]}],
             "outputs": [{"name": "y", "datatype": "FP32", "shape": [CLASSES]}],
-            "devices": [{"name": "cpu", "kind": "CPU", "type": "cpu", "memoryBytes": 1}],
+            "devices": [{"name": "cpu", "kind": "CPU", "type": "cpu-1", "memoryBytes": 1}],
             "cells": [{"device": "cpu", "member": "none", "batchSize": 1}],
         }
     )

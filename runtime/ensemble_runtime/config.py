@@ -6,6 +6,7 @@ neither torch nor aiohttp nor numpy, so that the control plane can use it.
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, Self
 
@@ -243,8 +244,17 @@ class Serving(Schema):
     hosting: Hosting = Field(Hosting.PER_CELL, description="Cells that share a prediction process.")
 
 
+def core_count(device_type: str) -> int:
+    """Cores of a CPU device, which its type tells: 4 for ``cpu-4``."""
+    return int(device_type.removeprefix("cpu-"))
+
+
 class Device(Schema):
-    """A place where cells run."""
+    """A place where cells run.
+
+    A GPU without `uuid` and a CPU device without `cores` are anonymous slots: the runtime finds devices for them when
+    it starts (`devices/slots.py`), since in a pod nobody knows before which ones it gets.
+    """
 
     name: Name
     kind: DeviceKind
@@ -252,9 +262,16 @@ class Device(Schema):
     memory_bytes: int = Field(gt=0)
     cores: tuple[int, ...] = Field((), description="CPU: the cores that its processes are pinned to.")
     uuid: str | None = Field(None, description="GPU: the UUID that NVML reports, GPU-... or MIG-...")
+    pci_bus_id: str | None = Field(None, description="GPU: where it was found; a report, never asked for.")
     seconds: dict[str, dict[int, float]] = Field(
         {}, description="Simulated: member -> batch size -> seconds of one batch; interpolated in between."
     )
+
+    @model_validator(mode="after")
+    def _type_tells_cores(self) -> Self:
+        if self.kind is DeviceKind.CPU and not self.cores and not re.fullmatch(r"cpu-[1-9][0-9]*", self.type):
+            raise ValueError(f"type: got '{self.type}'; a CPU device needs its `cores`, or a type such as cpu-4")
+        return self
 
 
 class Cell(Schema):

@@ -1,0 +1,40 @@
+"""What the builders must be told that is not in the ensemble: how this installation runs pods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ensemble_operator.api.ensemble import InferenceEnsemble
+from ensemble_operator.inventory.device import Device
+from ensemble_runtime.config import DeviceKind, ModelFormat
+
+
+@dataclass(frozen=True, slots=True)
+class PodSettings:
+    """The installation's part of every pod."""
+
+    image_onnx: str
+    """For ONNX members on CPUs: no torch, no CUDA."""
+    image_full: str
+    """For everything else."""
+    pull_policy: str = "IfNotPresent"
+    service_account: str | None = None
+    """Where the ensemble names none; None: the namespace's default."""
+    pull_secrets: tuple[str, ...] = ()
+    model_cache_claim: str | None = None
+    """PersistentVolumeClaim of the model cache, in the ensemble's namespace; None: a volume that ends with the pod."""
+    device_class: str = "gpu.nvidia.com"
+    """DeviceClass, and driver, of the GPUs that ResourceSlices tell of."""
+    uuid_attribute: str = "uuid"
+    """The driver's attribute that holds a GPU's UUID."""
+    log_level: str = "INFO"
+
+    def image(self, ensemble: InferenceEnsemble, devices: Sequence[Device]) -> str:
+        """The smallest image that can serve the members on these devices."""
+        models = [member.model for member in ensemble.spec.members]
+        stacking = ensemble.spec.combination.model
+        formats = {model.format for model in (*models, *([stacking] if stacking else []))}
+        needs_torch = formats != {ModelFormat.ONNX}
+        needs_cuda = any(device.kind is DeviceKind.GPU for device in devices)
+        return self.image_full if needs_torch or needs_cuda else self.image_onnx
