@@ -63,19 +63,44 @@ class OnnxModel:
         return [as_declared(answer, spec) for answer, spec in zip(answers, self._outputs, strict=True)]
 
 
-def _session(path: Path, device: Device) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads(device)
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.log_severity_level = 3
+def options(device: Device) -> Any:
+    """How a session computes on a device."""
+    chosen = onnxruntime.SessionOptions()
+    chosen.intra_op_num_threads = threads(device)
+    chosen.inter_op_num_threads = 1
+    chosen.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    chosen.log_severity_level = 3
     # Threads that wait must not burn the cores of the cells beside them.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    chosen.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return chosen
+
+
+def providers(device: Device) -> list[Any]:
+    """What computes on a device, in the words of ONNX Runtime.
+
+    Raises:
+        DeviceUnavailableError: a GPU, and this ONNX Runtime has no CUDA.
+    """
+    if device.kind is not DeviceKind.GPU:
+        return ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise DeviceUnavailableError(f"{device.name}: this ONNX Runtime has no CUDA; install onnxruntime-gpu instead")
+    cuda = {
+        "device_id": 0,  # the process is bound to this one device
+        "gpu_mem_limit": device.memory_bytes,
+        "arena_extend_strategy": "kSameAsRequested",
+        # The exhaustive default searches anew for every new batch size, in the middle of serving.
+        "cudnn_conv_algo_search": "HEURISTIC",
+    }
+    return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
+
+
+def _session(path: Path, device: Device) -> Any:
     try:
         # Opened by descriptor, a model has no folder: weights in side files, which no digest covers, are not found.
         with path.open("rb") as file:
             session = onnxruntime.InferenceSession(
-                f"/proc/self/fd/{file.fileno()}", options, providers=_providers(device)
+                f"/proc/self/fd/{file.fileno()}", options(device), providers=providers(device)
             )
     except DeviceUnavailableError:
         raise
@@ -92,21 +117,6 @@ def _session(path: Path, device: Device) -> Any:
             f"{device.name}: ONNX Runtime cannot start CUDA here; check that its CUDA and cuDNN fit"
         )
     return session
-
-
-def _providers(device: Device) -> list[Any]:
-    if device.kind is not DeviceKind.GPU:
-        return ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        raise DeviceUnavailableError(f"{device.name}: this ONNX Runtime has no CUDA; install onnxruntime-gpu instead")
-    cuda = {
-        "device_id": 0,  # the process is bound to this one device
-        "gpu_mem_limit": device.memory_bytes,
-        "arena_extend_strategy": "kSameAsRequested",
-        # The exhaustive default searches anew for every new batch size, in the middle of serving.
-        "cudnn_conv_algo_search": "HEURISTIC",
-    }
-    return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
 
 
 def _matched(what: str, found: Sequence[Any], specs: Sequence[TensorSpec]) -> list[Any]:

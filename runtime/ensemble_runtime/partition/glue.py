@@ -11,11 +11,12 @@ from onnx import helper
 
 from ensemble_runtime.partition.rewriting import Pieces, Rewriting
 
-_ELEMENTWISE = frozenset(
-    "Abs Cast Ceil Celu Clip Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity LeakyRelu Log Mish Neg Not "
-    "Reciprocal Relu Round Selu Sigmoid Sign Softplus Softsign Sqrt Tanh ThresholdedRelu".split()
-)
-_BROADCAST = frozenset("Add And Div Max Min Mod Mul Or Pow PRelu Sub Where Xor".split())
+_ELEMENTWISE = {
+    *("Abs", "Cast", "Ceil", "Celu", "Clip", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid"),
+    *("HardSwish", "Identity", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu"),
+    *("Sigmoid", "Sign", "Softplus", "Softsign", "Sqrt", "Tanh", "ThresholdedRelu"),
+}
+_BROADCAST = {"Add", "And", "Div", "Max", "Min", "Mod", "Mul", "Or", "Pow", "PRelu", "Sub", "Where", "Xor"}
 _ALONG_AN_AXIS = {"Softmax": -1, "LogSoftmax": -1, "LayerNormalization": -1, "Hardmax": -1}
 
 

@@ -65,6 +65,25 @@ class Graph:
         return {operator.name: operator for operator in self.operators}
 
     @cached_property
+    def nodes(self) -> Mapping[str, onnx.NodeProto]:
+        """The model's nodes by the name of their operator."""
+        return {node.name: node for node in self.model.graph.node}
+
+    @cached_property
+    def positions(self) -> Mapping[str, int]:
+        """Where in the order an operator is."""
+        return {operator.name: i for i, operator in enumerate(self.operators)}
+
+    @cached_property
+    def readers(self) -> Mapping[str, tuple[str, ...]]:
+        """The operators that read a tensor."""
+        found: dict[str, list[str]] = {}
+        for operator in self.operators:
+            for name in operator.inputs:
+                found.setdefault(name, []).append(operator.name)
+        return {name: tuple(operators) for name, operators in found.items()}
+
+    @cached_property
     def producers(self) -> Mapping[str, str]:
         """The operator that puts out a tensor; the model's inputs have none."""
         return {output: operator.name for operator in self.operators for output in operator.outputs}
@@ -173,12 +192,15 @@ def _bytes_of(weight: onnx.TensorProto) -> int:
 
 
 def _tidied(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with unique node names, constants as initialisers, and no inputs that only are defaults of weights."""
+    """A copy with unique node names, constants as initialisers, and nothing that no output depends on.
+
+    Inputs that only name a weight are no inputs.
+    """
     tidy = onnx.ModelProto()
     tidy.CopyFrom(model)
     graph = tidy.graph
     constants = {node.output[0]: value for node in graph.node if (value := _constant(node)) is not None}
-    nodes = [node for node in graph.node if not (node.op_type == "Constant" and node.output[0] in constants)]
+    nodes = [node for node in _alive(graph) if not (node.op_type == "Constant" and node.output[0] in constants)]
     weights = {x.name for x in graph.initializer}
     inputs = [x for x in graph.input if x.name not in weights]
     _replace(graph.input, inputs)
@@ -187,6 +209,16 @@ def _tidied(model: onnx.ModelProto) -> onnx.ModelProto:
     for node, name in zip(graph.node, _unique(nodes), strict=True):
         node.name = name
     return tidy
+
+
+def _alive(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    wanted = {x.name for x in graph.output}
+    found = []
+    for node in reversed(graph.node):
+        if wanted.intersection(node.output):
+            wanted.update(reads(node))
+            found.append(node)
+    return found[::-1]
 
 
 def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:

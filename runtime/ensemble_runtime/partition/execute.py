@@ -1,0 +1,202 @@
+"""Computes a placed graph on two devices at once.
+
+The caller's own thread computes the runs of the first device, one thread that lives as long as the executor those of
+the second. Each keeps to its order and sleeps only where it needs something that the other has not finished yet.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from threading import Thread
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from ensemble_runtime.config import Device, DeviceKind
+from ensemble_runtime.errors import DeviceUnavailableError, ModelInvalidError
+from ensemble_runtime.partition.graph import Graph, Placement
+from ensemble_runtime.partition.plan import Array, Bound, Memory, bound, gate, on_gpu
+from ensemble_runtime.partition.runs import program
+from ensemble_runtime.partition.sessions import Piece, cut_out, open_session
+from ensemble_runtime.partition.shapes import Found, shapes_of
+
+_PLANS = 32
+"""Shapes of inputs whose bindings are kept."""
+
+
+T = TypeVar("T")
+
+
+class Executor:
+    """A placed graph, ready to compute."""
+
+    def __init__(self, graph: Graph, placement: Placement, devices: tuple[Device, Device]) -> None:
+        """Open the sessions.
+
+        The caller's thread is bound to the first device; the executor binds a thread to the second.
+
+        Args:
+            graph: What to compute.
+            placement: Where.
+            devices: The two devices, CPU core sets or, one of them, a GPU.
+
+        Raises:
+            ModelInvalidError: the placement does not fit the graph, or ONNX Runtime refuses a part of it.
+            DeviceUnavailableError: the second device's cores cannot be had, or ONNX Runtime has no CUDA.
+        """
+        self._graph = graph
+        self._placement = placement
+        self._program = program(graph, placement)
+        self._gpus = {i for i, device in enumerate(devices) if device.kind is DeviceKind.GPU}
+        self._calls = [cut_out(graph, run.operators) for run in self._program.runs]
+        self._plans: dict[tuple[tuple[int, ...], ...], Bound] = {}
+        self._second = _SecondDevice(devices[1])
+        try:
+            sessions = self._open(devices)
+        except BaseException:
+            self._second.close()
+            raise
+        self._sessions = [
+            (sessions[run.device, call.piece], call.names)
+            for run, call in zip(self._program.runs, self._calls, strict=True)
+        ]
+
+    def compute(self, inputs: Sequence[Array]) -> list[Array]:
+        """Compute one batch.
+
+        Args:
+            inputs: In the graph's order, datatypes and number of time steps; any number of rows.
+
+        Returns:
+            The graph's outputs, overwritten by the next call.
+
+        Raises:
+            ModelInvalidError: the shapes do not fit the graph.
+            Exception: whatever ONNX Runtime raises on these rows.
+        """
+        plan = self._plan(tuple(x.shape for x in inputs))
+        for buffer, given in zip(plan.inputs, inputs, strict=True):
+            buffer[...] = given
+        first, second = plan.work
+        self._second.start(second)
+        error = first()
+        other = self._second.finish()
+        if error is not None:
+            raise error
+        if isinstance(other, BaseException):
+            raise other
+        return list(plan.outputs)
+
+    def close(self) -> None:
+        """End the second device's thread."""
+        self._second.close()
+
+    def _plan(self, shapes: tuple[tuple[int, ...], ...]) -> Bound:
+        plan = self._plans.get(shapes)
+        if plan is None:
+            if len(self._plans) >= _PLANS:
+                del self._plans[next(iter(self._plans))]
+            plan = self._plans[shapes] = self._bind(shapes)
+        return plan
+
+    def _bind(self, shapes: tuple[tuple[int, ...], ...]) -> Bound:
+        graph = self._graph
+        if len(shapes) != len(graph.inputs):
+            raise ModelInvalidError(f"{len(shapes)} inputs, expected {len(graph.inputs)}")
+        found = shapes_of(graph.model, dict(zip(graph.inputs, shapes, strict=True)))
+        own = self._static(found)
+        placed = on_gpu(graph, self._placement, self._program, self._gpus) if self._gpus else set()
+        return bound(graph, self._program, self._sessions, Memory(found, self._program, placed, own))
+
+    def _static(self, found: Mapping[str, Found]) -> dict[str, Array]:
+        """What depends on the shapes only, computed."""
+        if not self._program.prelude:
+            return {}
+        call = cut_out(self._graph, self._program.prelude)
+        inside = set(self._program.prelude)
+        outputs = [y for name in self._program.prelude for y in self._graph.by_name[name].outputs]
+        wanted = [
+            y for y in outputs if y in self._graph.outputs or not inside.issuperset(self._graph.readers.get(y, ()))
+        ]
+        model = call.piece.model(self._graph, [call.names[y] for y in wanted])
+        feeds = {
+            call.names[x]: np.zeros(found[x].shape, found[x].datatype) for x in call.names if x not in set(outputs)
+        }
+        answers = open_session(model, _HOST).run([call.names[y] for y in wanted], feeds)
+        return dict(zip(wanted, answers, strict=True))
+
+    def _open(self, devices: tuple[Device, Device]) -> dict[tuple[int, Piece], Any]:
+        """One session for each device and piece, with all the outputs that any of its runs has."""
+        wanted: dict[tuple[int, Piece], dict[str, None]] = {}
+        for run, call in zip(self._program.runs, self._calls, strict=True):
+            names = (call.names[output] for output in run.outputs)
+            wanted.setdefault((run.device, call.piece), {}).update(dict.fromkeys(names))
+        models = {key: key[1].model(self._graph, list(names)) for key, names in wanted.items()}
+
+        def opened(device: int) -> dict[tuple[int, Piece], Any]:
+            return {key: open_session(model, devices[device]) for key, model in models.items() if key[0] == device}
+
+        return opened(0) | self._second.call(lambda: opened(1))
+
+
+_HOST = Device(name="host", kind=DeviceKind.CPU, type="cpu-1", memory_bytes=1, cores=(0,))
+"""Where shapes are computed; one thread, whichever core it is on."""
+
+
+class _SecondDevice:
+    """The thread of the second device: sleeps until it is given something to do."""
+
+    def __init__(self, device: Device) -> None:
+        self._begin, self._end = gate(), gate()
+        self._work: Callable[[], object] | None = None
+        self._answer: object = None
+        self._thread = Thread(target=self._live, name=f"partition-{device.name}", daemon=True)
+        self._thread.start()
+        self.call(partial(_pin, device))
+
+    def start(self, work: Callable[[], object]) -> None:
+        """Have it do something; `finish` comes next."""
+        self._work = work
+        self._begin.release()
+
+    def finish(self) -> object:
+        """Wait until it is done; returns what the work did, or the exception that it raised."""
+        self._end.acquire()
+        return self._answer
+
+    def call(self, work: Callable[[], T]) -> T:
+        """Have it do something, and wait."""
+        self.start(work)
+        answer = self.finish()
+        if isinstance(answer, BaseException):
+            raise answer
+        return cast("T", answer)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._work = None
+        self._begin.release()
+        self._thread.join()
+
+    def _live(self) -> None:
+        while True:
+            self._begin.acquire()
+            work = self._work
+            if work is None:
+                return
+            try:
+                self._answer = work()
+            except BaseException as error:  # reported by `call`
+                self._answer = error
+            self._end.release()
+
+
+def _pin(device: Device) -> None:
+    if device.kind is not DeviceKind.CPU:
+        return
+    try:
+        os.sched_setaffinity(0, device.cores)  # of this thread
+    except OSError as error:
+        raise DeviceUnavailableError(f"{device.name}: cannot pin to its cores: {error.strerror}") from error

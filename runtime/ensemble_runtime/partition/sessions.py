@@ -1,0 +1,118 @@
+"""Operators of a graph as a model of their own, and the ONNX Runtime session that computes it.
+
+Runs that are alike but for the names of their tensors, such as the chunks of a layer, share one session: ONNX Runtime
+keeps its own packed copy of the weights in each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper
+
+from ensemble_runtime.config import Device
+from ensemble_runtime.errors import DeviceUnavailableError, ModelInvalidError
+from ensemble_runtime.members.checks import first_line
+from ensemble_runtime.members.onnx_model import options, providers
+from ensemble_runtime.partition.graph import Graph, bodies
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some operators of a graph, its tensors renamed by their order: alike pieces are equal."""
+
+    nodes: tuple[bytes, ...]
+    """Serialised."""
+    inputs: tuple[tuple[str, str], ...]
+    """Name and datatype of each tensor that is read."""
+    weights: tuple[str, ...]
+    """Names in the graph."""
+
+    def model(self, graph: Graph, outputs: Sequence[str]) -> onnx.ModelProto:
+        """A model that puts out some of its tensors.
+
+        Args:
+            graph: Where the weights are.
+            outputs: Names inside of this piece.
+        """
+        weights = {x.name: x for x in graph.model.graph.initializer}
+        made = helper.make_graph(
+            [onnx.NodeProto.FromString(node) for node in self.nodes],
+            "piece",
+            [helper.make_tensor_value_info(name, _element(datatype), None) for name, datatype in self.inputs],
+            [onnx.ValueInfoProto(name=name) for name in outputs],
+            [weights[name] for name in self.weights],
+        )
+        given = graph.model
+        model = helper.make_model(made, opset_imports=given.opset_import, functions=given.functions)
+        model.ir_version = given.ir_version
+        return model
+
+
+@dataclass(frozen=True)
+class Call:
+    """A piece, and which tensors of the graph its own names stand for."""
+
+    piece: Piece
+    names: dict[str, str]
+    """Name in the piece by name in the graph."""
+
+
+def cut_out(graph: Graph, operators: Sequence[str]) -> Call:
+    """The piece that some operators make.
+
+    Args:
+        graph: The graph.
+        operators: Names, in a topological order.
+    """
+    chosen = [graph.by_name[name] for name in operators]
+    nodes = [graph.nodes[name] for name in operators]
+    made = {output for operator in chosen for output in operator.outputs}
+    read = tuple(dict.fromkeys(x for operator in chosen for x in operator.inputs if x not in made))
+    weights = tuple(sorted({x for operator in chosen for x in operator.weights}))
+    # Names inside of branches and bodies are left as they are, so that nothing in there has to be rewritten.
+    plain = not any(True for node in nodes for _ in bodies(node))
+    outputs = [output for operator in chosen for output in operator.outputs]
+    names = {name: f"tensor/{i}" if plain else name for i, name in enumerate((*read, *outputs))}
+    return Call(
+        Piece(
+            nodes=tuple(_renamed(node, names, i) for i, node in enumerate(nodes)),
+            inputs=tuple((names[x], graph.tensors[x].datatype) for x in read),
+            weights=weights,
+        ),
+        names,
+    )
+
+
+def open_session(model: onnx.ModelProto, device: Device) -> Any:
+    """A session of ONNX Runtime on a device; to be opened by a thread that is bound to it.
+
+    Raises:
+        ModelInvalidError: ONNX Runtime refuses it.
+        DeviceUnavailableError: a GPU, and this ONNX Runtime has no CUDA.
+    """
+    try:
+        return onnxruntime.InferenceSession(model.SerializeToString(), options(device), providers=providers(device))
+    except DeviceUnavailableError:
+        raise
+    except Exception as error:  # ONNX Runtime raises a dozen classes without a common base
+        raise ModelInvalidError(f"cannot be computed in parts: {first_line(error)}") from error
+
+
+def _renamed(node: onnx.NodeProto, names: dict[str, str], index: int) -> bytes:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.name = f"{node.op_type}{index}"
+    for field in (copy.input, copy.output):
+        for i, name in enumerate(field):
+            field[i] = names.get(name, name)
+    return bytes(copy.SerializeToString(deterministic=True))
+
+
+def _element(datatype: str) -> int:
+    return int(helper.np_dtype_to_tensor_dtype(np.dtype(datatype)))
