@@ -55,6 +55,13 @@ def _parser() -> argparse.ArgumentParser:
 
     for command in (serve, fetch, profile, pairs):
         command.add_argument("--cache", type=Path, default=default_cache(), help="folder for fetched models")
+    for command in (serve, profile):
+        command.add_argument(
+            "--termination-message",
+            type=Path,
+            metavar="PATH",
+            help="also leave the result, or the failure, in this file",
+        )
 
     devices = commands.add_parser("devices", help="print this machine's devices as JSON")
     devices.add_argument(

@@ -5,22 +5,25 @@ from __future__ import annotations
 import os
 import sys
 
-from ensemble_runtime.config import Device, DeviceKind
+from ensemble_runtime.config import Device, DeviceKind, core_count
 from ensemble_runtime.errors import DeviceUnavailableError
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 def threads(device: Device) -> int:
-    """Threads that a model on this device computes with: the cores of a core set, one beside a GPU."""
-    return max(1, len(device.cores))
+    """Threads that a model on this device computes with: as many as a core set has cores, one beside a GPU."""
+    if device.kind is DeviceKind.CPU:
+        return len(device.cores) or core_count(device.type)
+    return 1
 
 
 def bind(device: Device) -> str:
     """Bind this process; the first thing that a prediction process does.
 
     Returns:
-        The device that was found, e.g. ``GPU-0e3f... 00000000:65:00.0`` or ``cores 0,1``.
+        The device that was found, e.g. ``GPU-0e3f... 00000000:65:00.0`` or ``cores 0,1``; ``any 2 cores`` where the
+        process shares its cores with others (see `slots`).
 
     Raises:
         DeviceUnavailableError: the device is not on this machine, or it is too late to bind to it.
@@ -54,7 +57,7 @@ def _bind_gpu(device: Device) -> str:
 
 def _bind_cores(device: Device) -> str:
     if not device.cores:
-        raise DeviceUnavailableError(f"{device.name}: a CPU device needs its `cores`")
+        return f"any {threads(device)} cores"
     wanted = set(device.cores)
     try:
         os.sched_setaffinity(0, wanted)

@@ -40,6 +40,7 @@ def build_app(inference: Inference) -> web.Application:
         (_of_model("/ready"), "GET", endpoints.model_ready),
         (_of_model("/config"), "GET", endpoints.config),
         (("/v2/repository/index",), "POST", endpoints.index),
+        (("/v2/ensemble/devices",), "GET", endpoints.devices),
         (("/metrics",), "GET", endpoints.metrics),
     ):
         for path in paths:
@@ -112,6 +113,10 @@ class Endpoints:
         if not isinstance(only_ready, bool):
             raise invalid("expected a JSON object with `ready`: true or false")
         return _json(documents.repository_index(self._config, self._pipeline.health(), only_ready))
+
+    async def devices(self, request: web.Request) -> web.Response:
+        """The real devices behind those of the configuration."""
+        return _json(documents.devices(self._config))
 
     async def metrics(self, request: web.Request) -> web.Response:
         """Counters for Prometheus."""

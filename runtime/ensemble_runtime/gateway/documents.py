@@ -30,6 +30,21 @@ def model_metadata(config: RuntimeConfig) -> dict[str, Any]:
     }
 
 
+def devices(config: RuntimeConfig) -> list[dict[str, Any]]:
+    """The devices that this runtime has, with what was found for slots; cores are empty where it shares them."""
+    return [
+        {
+            "name": device.name,
+            "kind": device.kind.value,
+            "type": device.type,
+            "uuid": device.uuid,
+            "pciBusId": device.pci_bus_id,
+            "cores": list(device.cores),
+        }
+        for device in config.devices
+    ]
+
+
 def model_config(config: RuntimeConfig, max_rows: int) -> dict[str, Any]:
     """`GET /v2/models/{name}/config`, in the words of Triton's model configuration; dims are without the batch."""
     kinds = {device.name: _KINDS[device.kind] for device in config.devices}
