@@ -26,9 +26,7 @@ class Played:
         return float(np.quantile(self.latencies, part))
 
 
-def poisson(
-    pipeline: Pipeline, *, rate: float, request_rows: int, requests: int, seed: int = 0, keep_shares: bool = False
-) -> Played:
+def poisson(pipeline: Pipeline, *, rate: float, request_rows: int, requests: int, seed: int = 0) -> Played:
     """Requests arrive as a Poisson stream.
 
     Args:
@@ -37,33 +35,35 @@ def poisson(
         request_rows: Rows of each request.
         requests: How many requests to play.
         seed: Of the arrivals.
-        keep_shares: A cell takes no more than its planned share of the member's rows and one batch; otherwise whoever
-            is idle takes what is there.
     """
     random = np.random.default_rng(seed)
     arrivals = np.cumsum(random.exponential(request_rows / rate, requests))
-    return _Stage(pipeline, request_rows, keep_shares).play(arrivals.tolist(), clients=0)
+    return _Stage(pipeline, request_rows).play(arrivals.tolist(), clients=0)
 
 
-def saturated(
-    pipeline: Pipeline, *, clients: int, request_rows: int, requests: int, keep_shares: bool = False
-) -> Played:
+def saturated(pipeline: Pipeline, *, clients: int, request_rows: int, requests: int) -> Played:
     """So many clients, each of which sends its next request when the last one is answered."""
-    return _Stage(pipeline, request_rows, keep_shares).play([0.0] * min(clients, requests), clients=requests)
+    return _Stage(pipeline, request_rows).play([0.0] * min(clients, requests), clients=requests)
 
 
 class _Stage:
-    """State of one simulation."""
+    """State of one simulation: a device does one batch at a time, for the member that is furthest behind."""
 
-    def __init__(self, pipeline: Pipeline, request_rows: int, keep_shares: bool) -> None:
-        self.cells, self.rows, self.keep_shares = pipeline.cells, request_rows, keep_shares
-        self.arrived, self.taken = 0, [0] * len(pipeline.cells)
-        self.of_member: list[list[int]] = [[] for _ in range(pipeline.members)]
+    def __init__(self, pipeline: Pipeline, request_rows: int) -> None:
+        self.cells, self.rows = pipeline.cells, request_rows
+        self.of_device: list[list[int]] = [[] for _ in range(pipeline.devices)]
+        segment = [request_rows] * pipeline.members
         for i, cell in enumerate(self.cells):
-            self.of_member[cell.member].append(i)
-        self.idle = [deque(cells) for cells in self.of_member]
-        self.queue: list[deque[list[int]]] = [deque() for _ in self.of_member]
-        self.turn: list[deque[int]] = [deque() for _ in range(pipeline.devices)]
+            self.of_device[cell.device].append(i)
+            segment[cell.member] = min(segment[cell.member], cell.limit)
+        self.entries = [
+            [size] * (request_rows // size) + [request_rows % size] * (request_rows % size > 0) for size in segment
+        ]
+        """Rows of the entries that a request puts into each member's queue."""
+        self.queue: list[deque[tuple[int, int]]] = [deque() for _ in segment]
+        self.waiting = [0] * pipeline.members
+        self.idle = dict.fromkeys(device for device, cells in enumerate(self.of_device) if cells)
+        """Devices without a batch, the one that has been so for longest first."""
         self.held: list[list[tuple[int, int]]] = [[] for _ in self.cells]
         self.left: list[int] = []
         self.ends: list[tuple[float, int]] = []
@@ -74,75 +74,62 @@ class _Stage:
         coming = 0
         while coming < len(came) or self.ends:
             if coming < len(came) and (not self.ends or came[coming] <= self.ends[0][0]):
-                self._arrive(came[coming])
+                self._arrive()
+                now = came[coming]
                 coming += 1
-                continue
-            now, cell = heapq.heappop(self.ends)
-            for request in self._finish(now, cell):
-                gone[request] = now
-                if len(came) < clients:
-                    came.append(now)
-                    gone.append(0.0)
+            else:
+                now, cell = heapq.heappop(self.ends)
+                for request in self._finish(cell):
+                    gone[request] = now
+                    if len(came) < clients:
+                        came.append(now)
+                        gone.append(0.0)
+            if coming == len(came) or came[coming] > now:  # whoever comes at the same moment is there already
+                for device in list(self.idle):
+                    self._begin(now, device)
         first = len(came) // 10
         ends = np.array(gone)
         spent = float(ends.max()) - float(np.sort(ends)[first])
         rate = (len(came) - first) * self.rows / spent if spent > 0 else float("inf")
         return Played(ends[first:] - np.array(came)[first:], rate)
 
-    def _arrive(self, now: float) -> None:
+    def _arrive(self) -> None:
         request = len(self.left)
         self.left.append(self.rows * len(self.queue))
-        self.arrived += self.rows
         for member, queue in enumerate(self.queue):
-            queue.append([request, self.rows])
-            self._offer(now, member)
+            queue.extend((request, rows) for rows in self.entries[member])
+            self.waiting[member] += self.rows
 
-    def _offer(self, now: float, member: int) -> None:
-        """Idle cells take from their member's queue, the one idle for longest first."""
-        for cell in list(self.idle[member]):
-            if not self.queue[member]:
+    def _begin(self, now: float, device: int) -> None:
+        """An idle device starts a batch of the member that most rows wait for, if any wait for it."""
+        able = [c for c in self.of_device[device] if self.waiting[self.cells[c].member]]
+        if able:
+            cell = max(able, key=lambda c: self.waiting[self.cells[c].member])
+            self._take(cell)
+            del self.idle[device]
+            rows = sum(taken for _, taken in self.held[cell])
+            heapq.heappush(self.ends, (now + float(self.cells[cell].seconds[rows]), cell))
+
+    def _take(self, cell: int) -> None:
+        """The cell takes what is there up to its limit, and leaves their part to others that are idle."""
+        worker = self.cells[cell]
+        queue, held, space = self.queue[worker.member], self.held[cell], worker.limit
+        takers = sum(any(self.cells[c].member == worker.member for c in self.of_device[d]) for d in self.idle)
+        for _ in range(-(-len(queue) // takers)):
+            if queue[0][1] > space:
                 return
-            ahead = self.taken[cell] - self.cells[cell].share * self.arrived
-            if not self.keep_shares or ahead <= self.cells[cell].limit:
-                self.idle[member].remove(cell)
-                self._take(now, cell)
+            request, rows = queue.popleft()
+            held.append((request, rows))
+            space -= rows
+            self.waiting[worker.member] -= rows
 
-    def _take(self, now: float, cell: int) -> None:
-        """The cell takes what is there, up to its limit, and waits for its device's turn."""
-        worker, queue = self.cells[cell], self.queue[self.cells[cell].member]
-        space, held = worker.limit, self.held[cell]
-        while queue and space:
-            request, rows = queue[0]
-            taken = min(rows, space)
-            space -= taken
-            held.append((request, taken))
-            self.taken[cell] += taken
-            if taken == rows:
-                queue.popleft()
-            else:
-                queue[0][1] = rows - taken
-        turn = self.turn[worker.device]
-        turn.append(cell)
-        if len(turn) == 1:
-            self._start(now, cell)
-
-    def _start(self, now: float, cell: int) -> None:
-        rows = sum(taken for _, taken in self.held[cell])
-        heapq.heappush(self.ends, (now + float(self.cells[cell].seconds[rows]), cell))
-
-    def _finish(self, now: float, cell: int) -> list[int]:
-        """The batch is done: the device goes to the next in turn; requests that are complete are returned."""
+    def _finish(self, cell: int) -> list[int]:
+        """The batch is done and its device idle; requests that are complete are returned."""
         answered = []
         for request, rows in self.held[cell]:
             self.left[request] -= rows
             if not self.left[request]:
                 answered.append(request)
         self.held[cell].clear()
-        worker = self.cells[cell]
-        turn = self.turn[worker.device]
-        turn.popleft()
-        if turn:
-            self._start(now, turn[0])
-        self.idle[worker.member].append(cell)
-        self._offer(now, worker.member)
+        self.idle[self.cells[cell].device] = None
         return answered
