@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
             "--termination-message",
             type=Path,
             metavar="PATH",
-            help="also leave the result, or the failure, in this file",
+            help="also leave the reason of a failure, or a profile's records, in this file for Kubernetes",
         )
 
     devices = commands.add_parser("devices", help="print this machine's devices as JSON")

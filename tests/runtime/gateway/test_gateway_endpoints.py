@@ -114,6 +114,12 @@ def test_the_repository_holds_one_model(served: Any) -> None:
     assert served.post(b" " * 5000, path="/v2/repository/index").status == 413
 
 
+def test_the_devices_are_told(served: Any) -> None:
+    assert served.get("/v2/ensemble/devices").json == [
+        {"name": "cpu-0", "kind": "CPU", "type": "cpu-1", "uuid": None, "pciBusId": None, "cores": [0]}
+    ]
+
+
 def test_both_lanes_count_into_the_same_statistics(served: Any) -> None:
     for lane in ("fast", "aiohttp"):
         served.post_json(INFER, lane)

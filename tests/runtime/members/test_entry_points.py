@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ensemble_runtime.config import Device
 from ensemble_runtime.devices.local import discover
 from ensemble_runtime.errors import ModelInvalidError
+from ensemble_runtime.report import unpack
 
 MIB = 2**20
 COMMAND = [sys.executable, "-m", "ensemble_runtime", "--log-level", "WARNING"]
@@ -104,6 +105,22 @@ def test_profile_tells_progress_and_results(request_for, onnx_mlp):
     assert all(result["precision"] == "FP32" and len(result["digest"]) == 64 for result in results)
     assert all(0 < result["seconds"] < 1 for result in results)
     assert all(0 < result["memoryBytes"] < 64 * MIB < result["baselineBytes"] + 64 * MIB for result in results)
+
+
+def test_profile_of_a_slot_leaves_its_records_for_kubernetes(request_for, onnx_mlp, tmp_path):
+    slot = Device(name="cpu3", kind="CPU", type="cpu-1", memory_bytes=1)
+    message = tmp_path / "termination-log"
+    command = ("profile", "--termination-message", str(message), "/dev/stdin")
+    records = lines(run(*command, document=request_for((1, 4), device=slot, m=onnx_mlp())))
+    assert unpack(message.read_text()) == [record for record in records if "digest" in record]
+
+
+def test_a_failure_leaves_its_reason_for_kubernetes(request_for, tmp_path):
+    message = tmp_path / "termination-log"
+    command = ("profile", "--termination-message", str(message), "/dev/stdin")
+    finished = run(*command, document=request_for(m=tmp_path / "absent.onnx"))
+    assert finished.returncode == 66
+    assert finished.stderr.splitlines()[-1] == f"ensemble-runtime: {message.read_text()}"
 
 
 def test_profiled_bytes_are_the_weights_and_the_working_memory(request_for, wide):

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -104,6 +105,23 @@ def test_sigterm_answers_the_request_in_flight(serve: Serve, slow_config: dict[s
         np.testing.assert_allclose(answer.result(30), expected, rtol=1e-6)
     assert server.process.wait(30) == 0
     server.assert_gone()
+
+
+def test_slots_become_cores_when_it_starts(serve: Serve, config: dict[str, Any]) -> None:
+    slots = [{**device, "cores": [], "type": "cpu-1"} for device in config["devices"]]
+    address = serve({**config, "devices": slots}).address()
+    with urllib.request.urlopen(f"http://{address}/v2/ensemble/devices", timeout=60) as answer:
+        found = json.load(answer)
+    assert [device["name"] for device in found] == [device["name"] for device in slots]
+    for device in found:  # where others may run on the same cores, it pins to none
+        assert len(device["cores"]) in (0, 1)
+
+
+def test_more_cores_than_there_are_is_told_in_one_line(serve: Serve, config: dict[str, Any]) -> None:
+    slots = [{**device, "cores": [], "type": "cpu-4096"} for device in config["devices"]]
+    server = serve({**config, "devices": slots})
+    assert server.process.wait(30) == 69
+    assert "planned" in server.log.read_text().splitlines()[-1]
 
 
 def test_a_taken_port_and_a_missing_model_have_their_codes(serve: Serve, config: dict[str, Any]) -> None:

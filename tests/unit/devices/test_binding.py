@@ -87,8 +87,14 @@ def test_cores_that_are_not_there_are_named(cores):
     assert str(max(cores)) in finished.stderr
 
 
-def test_a_core_set_needs_cores():
-    assert bound(code(cpu())).stderr.startswith("69 cpu0: a CPU device needs its `cores`")
+def test_a_core_set_without_cores_says_how_many_threads_and_pins_nothing():
+    before = sorted(os.sched_getaffinity(0))
+    device = cpu() | {"type": "cpu-3"}
+    observed, count, affinity, environment, _ = json.loads(bound(code(device)).stdout)
+    assert observed == "any 3 cores"
+    assert count == 3
+    assert environment["OMP_NUM_THREADS"] == "3"
+    assert affinity == before
 
 
 def test_a_simulated_device_binds_to_nothing():

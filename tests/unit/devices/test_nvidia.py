@@ -24,6 +24,7 @@ def test_gpus_come_by_pci_bus_id_with_their_free_memory_less_the_reserve(discove
         "memory_bytes": 40000 * MIB - GPU_RESERVE_BYTES,
         "cores": [],
         "uuid": "GPU-c1c1c1c1-0000-0000-0000-000000000000",
+        "pci_bus_id": None,
         "seconds": {},
     }
     assert (second["name"], second["type"]) == ("gpu2", "NVIDIA-H100-80GB-HBM3")
