@@ -139,8 +139,12 @@ class Kube:
                 return None
             raise
 
-    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
-        """Delete exactly this object; one of the same name that came after it stays."""
+    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> Body | None:
+        """Delete exactly this object; one of the same name that came after it stays.
+
+        Returns:
+            The object where it takes time to end; None, or a Status, where it is gone.
+        """
         options = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
@@ -148,10 +152,11 @@ class Kube:
             "propagationPolicy": "Background",
         }
         try:
-            await self._unless_gone("delete", "DELETE", resource, resource.path(namespace, name), {}, options)
+            return await self._unless_gone("delete", "DELETE", resource, resource.path(namespace, name), {}, options)
         except KubeError as error:
-            if error.status != _CONFLICT:
-                raise
+            if error.status == _CONFLICT:
+                return None
+            raise
 
     async def _unless_gone(
         self,

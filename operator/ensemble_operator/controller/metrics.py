@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from ensemble_operator.api.status import ConditionType
-from ensemble_operator.inventory.device import Device
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -57,14 +56,10 @@ class Metrics:
         """Count a request; status 0 stands for no answer."""
         self.requests.labels(verb, kind, status or "none").inc()
 
-    def show_devices(self, devices: Iterable[Device], held: Mapping[str, Iterable[str]]) -> None:
-        """Show how many devices there are, used and free; `held` are names by node."""
-        used = {(node, name) for node, names in held.items() for name in names}
-        tally = Tally((d.type, "used" if (d.node, d.name) in used else "free") for d in devices)
-        for kind in {kind for kind, _ in tally}:
-            tally.setdefault((kind, "used"), 0)
-            tally.setdefault((kind, "free"), 0)
-        _show(self._devices, tally)
+    def show_devices(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """Show how many devices there are, by type and by 'used' or 'free'."""
+        kinds = {kind for kind, _ in counts}
+        _show(self._devices, {(kind, use): counts.get((kind, use), 0) for kind in kinds for use in ("used", "free")})
 
     def show_ensembles(self, conditions: Iterable[Mapping[str, str]]) -> None:
         """Show how many ensembles have which condition; each is told as condition type -> status."""

@@ -26,11 +26,11 @@ from ensemble_operator.inventory.claim_record import allocated
 from ensemble_operator.inventory.node_record import node_record
 from ensemble_operator.inventory.pod_record import PodUse, claimed
 from ensemble_operator.inventory.slices import slice_record
+from ensemble_operator.manifests.labels import MANAGER
 
-MANAGED_BY = "app.kubernetes.io/managed-by"
-MANAGER = "ensemble-operator"
 DIGEST = "ensembles.dev/digest"
 """Annotation of a child: the digest of the manifest that it was made from."""
+COMPONENT = "app.kubernetes.io/component"
 URI = "ensembles.dev/uri"
 """Annotation of a ModelProfile: where the measured file came from, which gives unpinned members their digest."""
 
@@ -82,6 +82,8 @@ class Ended:
 class OwnPod:
     """A pod of ours."""
 
+    uid: str
+    created: str
     owner: str | None
     """Uid of the ensemble that it belongs to."""
     labels: Mapping[str, str]
@@ -114,6 +116,8 @@ class ChildRecord:
     content: str
     """Hash of what it says now: it changes when somebody edits it."""
     deleting: bool
+    component: str
+    """What it is for: serving or profiling."""
     data: Mapping[str, str] = field(default_factory=dict)
     """Of a ConfigMap that is not ours: the static inventory."""
 
@@ -169,7 +173,7 @@ def _pod(body: Body) -> PodRecord | None:
 
 
 def _ours(body: Body) -> bool:
-    return (body["metadata"].get("labels") or {}).get(MANAGED_BY) == MANAGER
+    return (body["metadata"].get("labels") or {}).get("app.kubernetes.io/managed-by") == MANAGER
 
 
 def _owner(meta: Body) -> str | None:
@@ -181,6 +185,8 @@ def _own(body: Body) -> OwnPod:
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
     containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
     return OwnPod(
+        uid=meta["uid"],
+        created=meta["creationTimestamp"],
         owner=_owner(meta),
         labels=dict(meta.get("labels") or {}),
         annotations={k: v for k, v in (meta.get("annotations") or {}).items() if k.startswith("ensembles.dev/")},
@@ -236,6 +242,7 @@ def _child(body: Body) -> ChildRecord:
         digest=(meta.get("annotations") or {}).get(DIGEST),
         content=content_of(body),
         deleting="deletionTimestamp" in meta,
+        component=(meta.get("labels") or {}).get(COMPONENT, ""),
         data={} if _ours(body) else dict(body.get("data") or {}),
     )
 

@@ -1,0 +1,192 @@
+"""From what is wanted of an ensemble and what is there to what has to be applied and deleted. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ensemble_operator.api.ensemble import InferenceEnsemble
+from ensemble_operator.controller.decision import Decision
+from ensemble_operator.controller.records import DIGEST, ChildRecord, EnsembleRecord, OwnPod
+from ensemble_operator.controller.resources import BUDGETS, CONFIG_MAPS, SERVICES, TEMPLATES, Resource
+from ensemble_operator.controller.rollout import Removal, RunningPod, Steps, WantedSet, steps
+from ensemble_operator.manifests import labels
+from ensemble_operator.manifests.budget import budget
+from ensemble_operator.manifests.deployment import copy_objects
+from ensemble_operator.manifests.names import config_map_name, digest, pod_name
+from ensemble_operator.manifests.objects import Owner
+from ensemble_operator.manifests.revision import copy_hash
+from ensemble_operator.manifests.service import service
+from ensemble_operator.manifests.settings import PodSettings
+from ensemble_operator.manifests.shards import shards
+from ensemble_runtime.errors import EnsembleError
+
+Object = dict[str, Any]
+ChildKey = tuple[Resource, str]
+"""Kind and name."""
+
+
+@dataclass(frozen=True, slots=True)
+class There:
+    """What is there of an ensemble."""
+
+    pods: Mapping[str, OwnPod]
+    """By name; those that serve, or are to."""
+    children: Mapping[ChildKey, ChildRecord]
+    """All else."""
+    edited: frozenset[ChildKey] = frozenset()
+    """Those that somebody has changed since they were applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """An object to delete, and why."""
+
+    resource: Resource
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What to do now."""
+
+    apply: tuple[Object, ...] = ()
+    """In this order: pods last, for they need the rest."""
+    remove: tuple[Removal, ...] = ()
+    """Pods."""
+    delete: tuple[Deletion, ...] = ()
+    """All else."""
+    steps: Steps = field(default_factory=Steps)
+    problem: str | None = None
+    """Why the plans cannot be made into pods."""
+
+
+def changes(
+    record: EnsembleRecord, ensemble: InferenceEnsemble, decision: Decision, there: There, settings: PodSettings
+) -> Changes:
+    """What takes an ensemble from what is there towards what is decided.
+
+    Args:
+        record: The ensemble as it was seen.
+        ensemble: The same, understood.
+        decision: What is to become of it.
+        there: What is there.
+        settings: The installation's part of pods.
+    """
+    running = [running_pod(name, pod) for name, pod in there.pods.items()]
+    if decision.frozen:
+        return Changes(steps=_as_it_is(running))
+    plans = {} if decision.dry else decision.plans
+    wanted = wanted_sets(ensemble, decision)
+    now = steps(wanted, running, ensemble.spec.rollout.strategy)
+    owner = Owner.of(ensemble, record.uid)
+    objects: list[Object] = []
+    try:
+        for want in wanted:
+            if set(want.pods) & set(now.create) or _lacks_config(want, ensemble.metadata.name, there):
+                made = copy_objects(ensemble, record.uid, want.copy, plans[want.copy], decision.digests, settings)
+                objects += [o for o in made if o["kind"] != "Pod" or o["metadata"]["name"] in now.create]
+    except EnsembleError as error:
+        return Changes(steps=_as_it_is(running), problem=str(error))
+    shared = _shared(owner, decision, now, len(wanted))
+    needed = {(o["kind"], o["metadata"]["name"]) for o in (*objects, *shared)}
+    return Changes(
+        apply=tuple(
+            sorted(
+                (
+                    *(o for o in map(marked, shared) if _differs(o, there)),
+                    *(marked(o) if o["kind"] != "Pod" else o for o in objects),
+                ),
+                key=lambda o: bool(o["kind"] == "Pod"),
+            )
+        ),
+        remove=now.delete,
+        delete=tuple(_leftovers(ensemble.metadata.name, there, needed)),
+        steps=now,
+    )
+
+
+def wanted_sets(ensemble: InferenceEnsemble, decision: Decision) -> tuple[WantedSet, ...]:
+    """The pods that are to serve, by copy."""
+    if decision.dry or decision.revision is None:
+        return ()
+    found = []
+    for copy, plan in sorted(decision.plans.items()):
+        hash_ = copy_hash(plan, decision.revision)
+        names = tuple(pod_name(ensemble.metadata.name, hash_, copy, shard.index) for shard in shards(plan))
+        slots = frozenset((d.node, d.name) for d, _, _ in plan.cells)
+        found.append(WantedSet(copy, decision.revision, plan.digest, names, slots))
+    return tuple(found)
+
+
+def running_pod(name: str, pod: OwnPod) -> RunningPod:
+    """A pod as the rollout sees it."""
+    try:
+        devices = frozenset((d.node, d.name) for d in labels.held(pod.annotations) if d.source != "manifest")
+    except ValueError:
+        devices = frozenset()
+    return RunningPod(
+        name=name,
+        uid=pod.uid,
+        copy=int(pod.labels.get(labels.COPY, 0)),
+        revision=pod.labels.get(labels.REVISION, ""),
+        plan=pod.labels.get(labels.PLAN, ""),
+        devices=devices,
+        head=pod.labels.get(labels.ROLE) == labels.HEAD,
+        ready=pod.ready,
+        deleting=pod.deleting,
+        ended=pod.phase in ("Failed", "Succeeded"),
+    )
+
+
+def marked(body: Object) -> Object:
+    """The object with its own digest on it, so that it can be told whether it was made from another manifest."""
+    metadata = body["metadata"]
+    notes = {**metadata.get("annotations", {}), DIGEST: digest(body, 16)}
+    return {**body, "metadata": {**metadata, "annotations": notes}}
+
+
+def _as_it_is(running: Iterable[RunningPod]) -> Steps:
+    """Nothing is to be done; only copies are counted."""
+    ready = [pod for pod in running if pod.head and pod.ready and not pod.deleting]
+    return Steps(serving=ready[0].revision if ready else None, ready_copies=len({pod.copy for pod in ready}))
+
+
+def _shared(owner: Owner, decision: Decision, now: Steps, copies: int) -> list[Object]:
+    """The Service, which outlives suspension so that its address stays, and the budget."""
+    if decision.dry or decision.revision is None:
+        return []
+    found = budget(owner, copies)
+    return [service(owner, now.serving or decision.revision), *([found] if found else [])]
+
+
+def _differs(body: Object, there: There) -> bool:
+    resource = {"Service": SERVICES, "PodDisruptionBudget": BUDGETS}[body["kind"]]
+    key = (resource, body["metadata"]["name"])
+    seen = there.children.get(key)
+    return seen is None or key in there.edited or seen.digest != body["metadata"]["annotations"][DIGEST]
+
+
+def _lacks_config(want: WantedSet, name: str, there: There) -> bool:
+    """Whether a pod that runs as wanted has lost its ConfigMap."""
+    hashes = [there.pods[pod].labels.get(labels.CONFIG) for pod in want.pods if pod in there.pods]
+    return any(
+        hash_ is not None and (CONFIG_MAPS, config_map_name(name, hash_)) not in there.children for hash_ in hashes
+    )
+
+
+def _leftovers(name: str, there: There, needed: set[tuple[str, str]]) -> Iterable[Deletion]:
+    """What no pod needs any more; the Service stays as long as the ensemble may serve again."""
+    hashes = {pod.labels.get(labels.CONFIG, "") for pod in there.pods.values()}
+    configs = {config_map_name(name, hash_) for hash_ in hashes if hash_}
+    for (resource, child), record in sorted(there.children.items(), key=lambda item: (item[0][0].kind, item[0][1])):
+        if record.deleting or (resource.kind, child) in needed:
+            continue
+        if resource is CONFIG_MAPS and child not in configs:
+            yield Deletion(resource, child, "no pod reads it")
+        elif resource is TEMPLATES and child not in there.pods:
+            yield Deletion(resource, child, "its pod is gone")
+        elif resource in (SERVICES, BUDGETS):
+            yield Deletion(resource, child, "the ensemble has no use for it")

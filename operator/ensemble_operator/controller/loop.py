@@ -1,0 +1,407 @@
+"""The one loop: gather changes, look at everything, decide, act, report. One cycle at a time, never two.
+
+Every cycle computes everything anew from what is seen; only what would come out the same is not computed again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from ensemble_operator.api.ensemble import InferenceEnsemble
+from ensemble_operator.controller.backoff import Backoff
+from ensemble_operator.controller.cache import Cache
+from ensemble_operator.controller.changes import Changes, There, changes
+from ensemble_operator.controller.decide import GIVEN_UP
+from ensemble_operator.controller.decision import OVERVIEW, Decision, Overview
+from ensemble_operator.controller.events import Journal, Notice
+from ensemble_operator.controller.kube import Kube, KubeError
+from ensemble_operator.controller.metrics import Metrics
+from ensemble_operator.controller.profiling import Profiling, Waiting, place_of
+from ensemble_operator.controller.records import COMPONENT, ChildRecord, EnsembleRecord, OwnPod, canonical
+from ensemble_operator.controller.resources import (
+    BUDGETS,
+    BY_KIND,
+    CLAIMS,
+    CONFIG_MAPS,
+    ENSEMBLES,
+    NODES,
+    PODS,
+    PROFILES,
+    SERVICES,
+    SLICES,
+    TEMPLATES,
+    Resource,
+)
+from ensemble_operator.controller.rollout import within
+from ensemble_operator.controller.settings import Settings
+from ensemble_operator.controller.status import Observed, View, conditions_of, notices, status
+from ensemble_operator.controller.worker import DecisionError, Worker
+from ensemble_operator.manifests import labels
+from ensemble_operator.manifests.settings import PodSettings
+
+_AT_ONCE = 16
+"""Ensembles that are acted on side by side."""
+_OWNED = (CONFIG_MAPS, SERVICES, BUDGETS, TEMPLATES)
+
+_log = logging.getLogger(__name__)
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """All that the actions of an ensemble are computed from; the same scene needs no second look."""
+
+    record: EnsembleRecord
+    decision: Decision
+    there: There
+    observed: Observed
+
+
+class Loop:
+    """Reconciles all ensembles. `poke` it when something has changed; `run` is the loop itself."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        kube: Kube,
+        cache: Cache,
+        worker: Worker,
+        metrics: Metrics,
+        sources: Mapping[Resource, str],
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            settings: The operator's.
+            kube: The way to the API server.
+            cache: What is seen; watches fill it.
+            worker: Decides.
+            metrics: Told of what happens.
+            sources: The kinds to look at, each with the selector of its labels.
+            beat: Called whenever the loop turns.
+        """
+        self._settings, self._kube, self._cache = settings, kube, cache
+        self._worker, self._metrics, self._sources, self._beat = worker, metrics, sources, beat
+        self._pod_settings = PodSettings(
+            image_onnx=settings.runtime_image_onnx,
+            image_full=settings.runtime_image_full,
+            pull_policy=settings.image_pull_policy,
+        )
+        self._dirty = asyncio.Event()
+        self._first = True
+        self._done: dict[str, Scene] = {}
+        self._applied: dict[tuple[Resource, str, str], str] = {}
+        self._parsed: dict[str, tuple[str, InferenceEnsemble]] = {}
+        self._conditions: dict[str, dict[str, str]] = {}
+        self._journal = Journal()
+        self._backoff = Backoff()
+        self._profiling = Profiling()
+        self.observed: dict[str, Observed] = {}
+        """By the ensembles' uids; filled by whoever asks the pods."""
+
+    def poke(self) -> None:
+        """Something has changed."""
+        self._dirty.set()
+
+    async def run(self) -> None:
+        """Turn until cancelled."""
+        listed = time.monotonic()
+        await self.list_all()
+        while True:
+            self._beat()
+            try:
+                await self.cycle()
+            except DecisionError as error:
+                self._metrics.errors.labels("decision").inc()
+                _log.error("no decision: %s", error)
+                self._backoff.failed("decision", str(error), time.monotonic())
+            except KubeError as error:
+                self._metrics.errors.labels("api").inc()
+                _log.warning("a cycle is broken off: %s", error)
+                self._backoff.failed("cycle", str(error), time.monotonic())
+            self._beat()
+            await self._rest(listed + self._settings.resync_seconds)
+            if time.monotonic() >= listed + self._settings.resync_seconds:
+                listed = time.monotonic()
+                with contextlib.suppress(KubeError):  # the watches still tell what happens; the next resync is near
+                    await self.list_all()
+
+    async def _rest(self, resync: float) -> None:
+        """Sleep until something changes, a pause of something that failed is over, or all is to be listed again."""
+        while True:
+            until = min(resync, self._backoff.next_due(), self._profiling.backoff.next_due())
+            patience = max(0.0, min(until - time.monotonic(), 5.0))
+            try:
+                await asyncio.wait_for(self._dirty.wait(), patience)
+            except TimeoutError:
+                self._beat()
+                if time.monotonic() < until:
+                    continue
+            break
+        if self._dirty.is_set():
+            await asyncio.sleep(self._settings.debounce_seconds)
+        self._dirty.clear()
+
+    async def list_all(self) -> None:
+        """List every source once; nothing is planned before that has been done, whatever watches told.
+
+        Raises:
+            KubeError: A source cannot be listed.
+        """
+        for resource, selector in self._sources.items():
+            found = await self._kube.list(resource, namespace=self._settings.namespace, selector=selector)
+            if self._cache.replace(resource, found.items, found.version):
+                self.poke()
+            self._beat()
+
+    async def cycle(self) -> None:
+        """Look at everything once, and act on it.
+
+        Raises:
+            DecisionError: Nothing could be decided.
+        """
+        started = time.monotonic()
+        self._backoff.look(started)
+        self._profiling.backoff.look(started)
+        with self._metrics.planning.time():
+            decisions = await self._worker.decide(self._state(started), self._settings.plan_seconds)
+        self._beat()
+        scenes = self._scenes(decisions)
+        allowance = Allowance(0 if self._first else self._settings.max_pod_changes)
+        await gathered(_AT_ONCE, (self._act(scene, allowance) for scene in scenes))
+        await self._measure(scenes, allowance)
+        if self._first or allowance.short:
+            self.poke()
+        self._first = False
+        self._forget()
+        overview: Overview = decisions[OVERVIEW]
+        self._metrics.show_devices(overview.devices)
+        self._metrics.show_ensembles(self._conditions.values())
+        self._metrics.cycles.observe(time.monotonic() - started)
+        self._metrics.last_cycle.set_to_current_time()
+
+    def _state(self, now: float) -> dict[Any, Any]:
+        """All that decisions are made from."""
+        state: dict[Any, Any] = {GIVEN_UP: self._profiling.given_up(now)}
+        for resource in (ENSEMBLES, PROFILES, NODES, PODS, SLICES, CLAIMS):
+            for (namespace, name), record in self._cache.all(resource).items():
+                state[resource.plural, namespace, name] = record
+        place = (self._settings.static_namespace or self._settings.namespace, self._settings.static_inventory)
+        static = self._cache.get(CONFIG_MAPS, *place)
+        if static is not None and isinstance(static.record, ChildRecord):
+            state[CONFIG_MAPS.plural, *place] = static.record.data
+        return state
+
+    def _scenes(self, decisions: Mapping[Any, Any]) -> list[Scene]:
+        """One scene an ensemble, in the order of their names."""
+        pods: dict[str, dict[str, OwnPod]] = defaultdict(dict)
+        for (_, name), record in self._cache.all(PODS).items():
+            if record.own is not None and record.own.labels.get(COMPONENT) == labels.SERVING and record.own.owner:
+                pods[record.own.owner][name] = record.own
+        children: dict[str, dict[tuple[Resource, str], ChildRecord]] = defaultdict(dict)
+        edited: dict[str, set[tuple[Resource, str]]] = defaultdict(set)
+        for resource in _OWNED:
+            for (namespace, name), child in self._cache.all(resource).items():
+                if child.owner is None or child.component != labels.SERVING:
+                    continue
+                children[child.owner][resource, name] = child
+                if self._applied.get((resource, namespace, name), child.content) != child.content:
+                    edited[child.owner].add((resource, name))
+        scenes = []
+        for key, record in sorted(self._cache.all(ENSEMBLES).items()):
+            decision = decisions.get(key)
+            if decision is not None and not record.deleting:
+                uid = record.uid
+                there = There(pods.get(uid, {}), children.get(uid, {}), frozenset(edited.get(uid, ())))
+                scenes.append(Scene(record, decision, there, self.observed.get(uid, Observed())))
+        return scenes
+
+    async def _act(self, scene: Scene, allowance: Allowance) -> None:
+        """Bring one ensemble a step further, and write what is to be said about it."""
+        record, uid = scene.record, scene.record.uid
+        if self._done.get(uid) == scene or self._backoff.waits(uid, time.monotonic()):
+            return
+        ensemble = self._ensemble(record) if scene.decision.fault is None else None
+        now = changes(record, ensemble, scene.decision, scene.there, self._pod_settings) if ensemble else Changes()
+        problem: str | None = None
+        complete = True
+        try:
+            complete = await self._carry_out(scene, now, allowance)
+            self._backoff.worked(uid)
+        except KubeError as error:
+            problem = str(error)
+            self._metrics.errors.labels("ensemble").inc()
+            self._backoff.failed(uid, problem, time.monotonic())
+            _log.warning("cannot carry out: %s", problem, extra=_about(record, scene.decision))
+        try:
+            await self._report(View(record, ensemble, scene.decision, scene.there, now, problem, scene.observed))
+        except KubeError as error:
+            self._metrics.errors.labels("status").inc()
+            self._backoff.failed(uid, str(error), time.monotonic())
+            _log.warning("cannot write the status: %s", error, extra=_about(record, scene.decision))
+            complete = False
+        self._done.pop(uid, None)
+        if complete and problem is None:
+            self._done[uid] = scene
+
+    async def _carry_out(self, scene: Scene, now: Changes, allowance: Allowance) -> bool:
+        """Apply and delete; whether all of it could be done in this cycle."""
+        record = scene.record
+        for body in now.apply:
+            name = body["metadata"]["name"]
+            if body["kind"] == "Pod":
+                if self._backoff.waits(("pod", record.uid, name), time.monotonic()):
+                    continue
+                _log.info("creates pod %s", name, extra=_about(record, scene.decision))
+            await self._applied_now(body)
+        if self._first:
+            return not (now.remove or now.delete)
+        granted = allowance.take(len(now.remove))
+        for removal in within(granted, now.remove):
+            pod = removal.pod
+            if pod.ended:
+                self._backoff.failed(("pod", record.uid, pod.name), "ended", time.monotonic())
+            _log.info("deletes pod %s: %s", pod.name, removal.reason, extra=_about(record, scene.decision))
+            await self._deleted_now(PODS, record.namespace, pod.name, pod.uid)
+        for deletion in now.delete:
+            seen = self._cache.get(deletion.resource, record.namespace, deletion.name)
+            if seen is not None:
+                await self._deleted_now(deletion.resource, record.namespace, deletion.name, seen.uid)
+        return granted == len(now.remove)
+
+    async def _applied_now(self, body: dict[str, Any]) -> None:
+        """Apply, and know at once what came of it: watches may be late."""
+        resource = BY_KIND[body["kind"]]
+        result = await self._kube.apply(body)
+        if self._cache.observe(resource, result) and resource is not PODS:
+            seen = self._cache.get(resource, result["metadata"]["namespace"], result["metadata"]["name"])
+            if seen is not None and isinstance(seen.record, ChildRecord):
+                self._applied[resource, body["metadata"]["namespace"], body["metadata"]["name"]] = seen.record.content
+        self.poke()
+
+    async def _deleted_now(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
+        """Delete, and know it at once. A pod takes its time, which the watch tells of."""
+        answer = await self._kube.delete(resource, namespace, name, uid)
+        if answer is not None and answer.get("metadata", {}).get("deletionTimestamp"):
+            self._cache.observe(resource, answer)
+        else:
+            self._cache.drop(resource, namespace, name, uid)
+        self.poke()
+
+    async def _report(self, view: View) -> None:
+        """Write the status if it says something else now, and tell what has changed in Events."""
+        record = view.record
+        seen = self._cache.get(ENSEMBLES, record.namespace, record.name)
+        written = seen.record.status if seen is not None and isinstance(seen.record, EnsembleRecord) else record.status
+        before: dict[str, Any] = json.loads(written)
+        now = _now()
+        after = status(view, before, now)
+        self._conditions[record.uid] = conditions_of(after)
+        if canonical(after) == written:
+            return
+        body = {
+            "apiVersion": ENSEMBLES.api_version,
+            "kind": ENSEMBLES.kind,
+            "metadata": {"name": record.name, "namespace": record.namespace, "uid": record.uid},
+            "status": after,
+        }
+        result = await self._kube.apply_status(body)
+        if result is None:
+            return
+        self._cache.observe(ENSEMBLES, result)
+        for notice in notices(before, after):
+            await self._tell(record, notice, now)
+
+    async def _tell(self, record: EnsembleRecord, notice: Notice, now: str) -> None:
+        event = self._journal.admit(record, notice, time.monotonic(), now)
+        if event is not None:
+            with contextlib.suppress(KubeError):  # an Event is a courtesy
+                await self._kube.apply(event)
+
+    async def _measure(self, scenes: list[Scene], allowance: Allowance) -> None:
+        """Start and finish what measures missing profiles."""
+        waiting = [
+            Waiting(scene.record, self._ensemble(scene.record), scene.decision)
+            for scene in scenes
+            if scene.decision.missing
+        ]
+        actions = self._profiling.actions(waiting, self._cache, self._pod_settings, time.monotonic())
+        for body in actions.apply:
+            try:
+                await self._applied_now(body)
+            except KubeError as error:
+                self._metrics.errors.labels("profiling").inc()
+                self._profiling.refused(place_of(body), str(error), time.monotonic())
+        if self._first:
+            return
+        for deletion in actions.delete[: allowance.take(len(actions.delete))]:
+            await self._deleted_now(deletion.resource, deletion.namespace, deletion.name, deletion.uid)
+
+    def _ensemble(self, record: EnsembleRecord) -> InferenceEnsemble:
+        known = self._parsed.get(record.uid)
+        if known is None or known[0] != record.document:
+            ensemble = InferenceEnsemble.model_validate(record.manifest())
+            known = self._parsed[record.uid] = (record.document, ensemble)
+        return known[1]
+
+    def _forget(self) -> None:
+        """Let go of what belonged to ensembles that are gone."""
+        alive = {record.uid for record in self._cache.all(ENSEMBLES).values()}
+        memories: tuple[dict[str, Any], ...] = (self._done, self._parsed, self._conditions, self.observed)
+        for memory in memories:
+            for uid in memory.keys() - alive:
+                del memory[uid]
+        there = {(r, *key) for r in _OWNED for key in self._cache.all(r)}
+        for applied in self._applied.keys() - there:
+            del self._applied[applied]
+
+
+class Allowance:
+    """How many pods a cycle may still delete."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+        self.short = False
+        """Whether somebody got less than they asked for."""
+
+    def take(self, count: int) -> int:
+        """As many of these as there are left."""
+        taken = min(count, self._left)
+        self._left -= taken
+        self.short |= taken < count
+        return taken
+
+
+async def gathered(most: int, jobs: Iterable[Awaitable[None]]) -> None:
+    """Do all jobs, so many at once."""
+    free = asyncio.Semaphore(most)
+
+    async def one(job: Awaitable[None]) -> None:
+        async with free:
+            await job
+
+    async with asyncio.TaskGroup() as group:
+        for job in jobs:
+            group.create_task(one(job))
+
+
+def _now() -> str:
+    """The time, as Kubernetes writes it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _about(record: EnsembleRecord, decision: Decision) -> dict[str, str]:
+    """What every line of the log about an ensemble says."""
+    hashes = sorted({plan.digest for plan in decision.plans.values()})
+    return {"ensemble": f"{record.namespace}/{record.name}", "plan": ",".join(hashes)}

@@ -1,0 +1,177 @@
+"""Missing profiles: a short-lived pod measures, its termination message tells, a ModelProfile keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ensemble_operator.api.ensemble import InferenceEnsemble
+from ensemble_operator.controller.backoff import Backoff
+from ensemble_operator.controller.cache import Cache
+from ensemble_operator.controller.decide import pod_of
+from ensemble_operator.controller.decision import Decision
+from ensemble_operator.controller.records import COMPONENT, URI, ChildRecord, EnsembleRecord, OwnPod
+from ensemble_operator.controller.resources import CONFIG_MAPS, PODS, PROFILES, TEMPLATES, Resource
+from ensemble_operator.manifests import labels
+from ensemble_operator.manifests.profiling import measured, profiling_objects
+from ensemble_operator.manifests.settings import PodSettings
+from ensemble_operator.profiles.profile import Profile
+
+_MIB = 2**20
+_FIRST_PAUSE, _LONGEST_PAUSE = 30.0, 3600.0
+
+Object = dict[str, Any]
+Place = tuple[str, str]
+"""Namespace and name of a profiling pod."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """An ensemble that waits for profiles."""
+
+    record: EnsembleRecord
+    ensemble: InferenceEnsemble
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """An object to delete."""
+
+    resource: Resource
+    namespace: str
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
+class Actions:
+    """What to do now: first apply, then delete."""
+
+    apply: tuple[Object, ...]
+    delete: tuple[Removed, ...]
+
+
+class Profiling:
+    """Remembers which measurements failed; all else is seen anew in each cycle."""
+
+    def __init__(self) -> None:
+        self.backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
+
+    def given_up(self, now: float) -> dict[Place, str]:
+        """What is not tried now, and what its last attempt said."""
+        return {place: told for place, told in self.backoff.resting(now).items() if isinstance(place, tuple)}
+
+    def refused(self, place: Place, message: str, now: float) -> None:
+        """A pod could not be made."""
+        self.backoff.failed(place, message, now)
+
+    def actions(self, waiting: Iterable[Waiting], cache: Cache, settings: PodSettings, now: float) -> Actions:
+        """What to apply and to delete now.
+
+        Args:
+            waiting: The ensembles that wait for profiles, in a fixed order.
+            cache: What is there.
+            settings: The installation's part of pods.
+            now: Seconds of a monotonic clock.
+        """
+        there = {
+            place: record.own
+            for place, record in cache.all(PODS).items()
+            if record.own is not None and record.own.labels.get(COMPONENT) == labels.PROFILER
+        }
+        wanted, apply = self._wanted(waiting, there, settings)
+        delete: list[Removed] = []
+        for place, pod in sorted(there.items()):
+            if pod.deleting:
+                continue
+            if pod.phase in ("Succeeded", "Failed"):
+                found = self._results(place, pod, wanted.get(place), now)
+                apply += found
+            elif place in wanted:
+                continue
+            delete.append(Removed(PODS, *place, pod.uid))
+        for resource in (CONFIG_MAPS, TEMPLATES):
+            for place, child in sorted(cache.all(resource).items()):
+                if _is_profilers(child) and place not in there and place not in wanted:
+                    seen = cache.get(resource, *place)
+                    delete += [Removed(resource, *place, seen.uid)] if seen is not None else []
+        return Actions(tuple(apply), tuple(delete))
+
+    def _wanted(
+        self, waiting: Iterable[Waiting], there: Mapping[Place, OwnPod], settings: PodSettings
+    ) -> tuple[dict[Place, tuple[Waiting, str]], list[Object]]:
+        """The pods that are wanted, each with an ensemble and the member's name; and what makes those that lack."""
+        wanted: dict[Place, tuple[Waiting, str]] = {}
+        apply: list[Object] = []
+        for one in waiting:
+            for missing in one.decision.missing:
+                place = (one.record.namespace, pod_of(missing.want))
+                if place in wanted or missing.given_up is not None:
+                    continue
+                if place in there:
+                    wanted[place] = (one, missing.member)
+                elif missing.device is not None:
+                    wanted[place] = (one, missing.member)
+                    member = next(m for m in one.ensemble.spec.members if m.name == missing.member)
+                    digest = one.decision.digests.get(missing.member)
+                    apply += profiling_objects(
+                        one.ensemble, one.record.uid, member, missing.device, settings, digest=digest
+                    )
+        return wanted, apply
+
+    def _results(self, place: Place, pod: OwnPod, wanted: tuple[Waiting, str] | None, now: float) -> list[Object]:
+        """The ModelProfiles that a pod which has ended leaves; where it leaves none, that is remembered."""
+        message = pod.ended.message if pod.ended is not None else pod.trouble or "it ended without a word"
+        try:
+            profiles = measured(message)
+        except ValueError:
+            profiles = ()
+        if not profiles:
+            self.backoff.failed(place, message, now)
+            return []
+        self.backoff.worked(place)
+        uri = None
+        if wanted is not None:
+            member = next(m for m in wanted[0].ensemble.spec.members if m.name == wanted[1])
+            uri = None if member.model.sha256 else member.model.uri
+        return [model_profile(place[0], profile, uri) for profile in profiles]
+
+
+def model_profile(namespace: str, profile: Profile, uri: str | None) -> Object:
+    """The object that keeps a profile. Nobody owns it, so that it outlives the ensemble that needed it first.
+
+    Args:
+        namespace: Where.
+        profile: What was measured.
+        uri: Where the file came from, if that is to tell members without a digest which file they have.
+    """
+    points = [
+        {"batchSize": p.batch_size, "seconds": p.seconds, "memoryMib": p.memory_bytes / _MIB} for p in profile.points
+    ]
+    metadata: Object = {
+        "name": pod_of((profile.digest, profile.device_type, profile.precision)),
+        "namespace": namespace,
+        "labels": {"app.kubernetes.io/managed-by": labels.MANAGER, "app.kubernetes.io/part-of": "ensembles"},
+    }
+    return {
+        "apiVersion": PROFILES.api_version,
+        "kind": PROFILES.kind,
+        "metadata": metadata | ({"annotations": {URI: uri}} if uri else {}),
+        "spec": {
+            "model": {"sha256": profile.digest},
+            "deviceType": profile.device_type,
+            "precision": profile.precision,
+            "points": points,
+        },
+    }
+
+
+def _is_profilers(child: ChildRecord) -> bool:
+    return child.component == labels.PROFILER and not child.deleting
+
+
+def place_of(body: Object) -> Place:
+    """Namespace and name of an object."""
+    return body["metadata"]["namespace"], body["metadata"]["name"]
