@@ -1,0 +1,88 @@
+"""Runs a command in a network, process and mount namespace of its own: nothing leaves the machine, nothing outlives it.
+
+`python tests/cluster/beds/enclosure.py pytest tests/cluster` first builds what needs a network, then goes inside. Where
+the machine cannot do it, one line says why and the command runs outside: tests that need the machines then skip.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from beds import binaries, images
+
+MARK = "ENSEMBLES_ENCLOSED"
+PROGRAMS = (*binaries.CONTROL_PLANE, "kubelet", "kube-proxy", "coredns", "helm")
+PACKAGES = {
+    "buildah": "buildah",
+    "containerd": "containerd",
+    "debootstrap": "debootstrap",
+    "gcc": "gcc",
+    "ip": "iproute2",
+    "iptables": "iptables",
+    "runc": "runc",
+    "unshare": "util-linux",
+}
+CNI = Path("/usr/lib/cni")
+
+
+def inside() -> bool:
+    """Whether this process runs in an enclosure already."""
+    return MARK in os.environ
+
+
+def missing() -> str | None:
+    """One line that says what this machine lacks for real nodes; None where nothing."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return "real nodes need root on Linux"
+    absent = [package for tool, package in PACKAGES.items() if shutil.which(tool) is None]
+    if not (CNI / "ptp").exists():
+        absent.append("containernetworking-plugins")
+    if absent:
+        return f"apt-get install {' '.join(sorted(absent))}"
+    return binaries.missing(PROGRAMS)
+
+
+def enter(command: list[str]) -> int:
+    """Run a command inside; returns its exit code."""
+    flags = ["--net", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]
+    return subprocess.run(["unshare", *flags, "--", sys.executable, __file__, "--inside", *command]).returncode
+
+
+def _supervise(command: list[str]) -> int:
+    """The first process of the namespace: brings loopback up, and buries whatever containers leave behind."""
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    process = subprocess.Popen(command, env=os.environ | {MARK: "1"})
+    while True:
+        try:
+            pid, status = os.wait()
+        except KeyboardInterrupt:  # the command got it as well, and decides
+            continue
+        if pid == process.pid:
+            return os.waitstatus_to_exitcode(status)
+
+
+def main(arguments: list[str]) -> int:
+    """The command line."""
+    if arguments[0] == "--inside":
+        return _supervise(arguments[1:])
+    if why := missing():
+        print(f"no real nodes here: {why}", file=sys.stderr, flush=True)
+        return 1 if os.environ.get("CI") == "true" else subprocess.run(arguments).returncode
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    binaries.provide(PROGRAMS, say)
+    images.provide(images.PROJECT, say)
+    return enter(arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(abs(main(sys.argv[1:])))

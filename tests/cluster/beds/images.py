@@ -1,0 +1,135 @@
+"""Images for the machines, built without a container engine's daemon and without a registry.
+
+The base image comes from debootstrap, the project's from its own Dockerfiles; their layers stay for the next time.
+Archives are cached by what is in them, so that nodes load the same file again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[3]
+BASE = "localhost/debian:bookworm-slim"
+PAUSE = "localhost/pause:1"
+OPERATOR = "localhost/ensemble-operator:test"
+RUNTIME = "localhost/ensemble-runtime:test-onnx"
+TOOLS = ("buildah", "debootstrap", "gcc")
+_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+_PAUSE_SOURCE = """
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+static void stop(int signal) { (void)signal; _exit(0); }
+static void reap(int signal) { (void)signal; while (waitpid(-1, 0, WNOHANG) > 0); }
+int main(void) {
+    signal(SIGINT, stop);
+    signal(SIGTERM, stop);
+    signal(SIGCHLD, reap);
+    for (;;) pause();
+}
+"""
+
+
+class ImageError(Exception):
+    """An image that could not be built; the message ends with what the tool said."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image of the project.
+
+    Attributes:
+        name: Its full name, which is how pods ask for it.
+        dockerfile: From the root of the repository.
+        arguments: Build arguments beside the base image.
+    """
+
+    name: str
+    dockerfile: str
+    arguments: Mapping[str, str] = field(default_factory=dict)
+
+
+PROJECT = (Image(OPERATOR, "operator/Dockerfile"), Image(RUNTIME, "runtime/Dockerfile", {"VARIANT": "onnx"}))
+
+
+def provide(images: tuple[Image, ...], say: Callable[[str], None]) -> list[Path]:
+    """Build what has changed; the archives that a node loads, pause image included.
+
+    Raises:
+        ImageError: A tool failed.
+    """
+    if not _identity(PAUSE):
+        say("building the pause image ...")
+        _pause()
+    if not _identity(BASE):
+        say("building the base image (once, half a minute) ...")
+        _base()
+    for image in images:
+        say(f"building {image.name} from {image.dockerfile} ...")
+        _build(image)
+    return [_archive(name) for name in (PAUSE, *(image.name for image in images))]
+
+
+def _pause() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        program = Path(place) / "pause"
+        _run("gcc", "-xc", "-Os", "-static", "-o", str(program), "-", given=_PAUSE_SOURCE)
+        container = _run("buildah", "from", "scratch").strip()
+        _run("buildah", "copy", container, str(program), "/pause")
+        _run("buildah", "config", "--entrypoint", '["/pause"]', "--user", "65535:65535", container)
+        _run("buildah", "commit", "--rm", container, PAUSE)
+
+
+def _base() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place) / "root"
+        _run("debootstrap", "--variant=minbase", "bookworm", str(root))
+        shutil.rmtree(root / "var/cache/apt/archives", ignore_errors=True)
+        # As it is on this machine: its mirrors may be signed by an authority of its own.
+        (root / "etc/ssl/certs").mkdir(parents=True, exist_ok=True)
+        shutil.copy(_CERTIFICATES, root / "etc/ssl/certs/ca-certificates.crt")
+        (root / "etc/pip.conf").write_text(f"[global]\ncert = {_CERTIFICATES}\n")
+        container = _run("buildah", "from", "scratch").strip()
+        _run("buildah", "add", container, str(root), "/")
+        _run("buildah", "config", "--cmd", "bash", container)
+        _run("buildah", "commit", "--rm", container, BASE)
+
+
+def _build(image: Image) -> None:
+    arguments = {"BASE": BASE, **image.arguments}
+    options = [part for key, value in arguments.items() for part in ("--build-arg", f"{key}={value}")]
+    file = REPOSITORY / image.dockerfile
+    command = ["buildah", "bud", "--isolation", "chroot", "--pull-never", "--layers", *options]
+    _run(*command, "--tag", image.name, "--file", str(file), str(REPOSITORY))
+
+
+def _archive(name: str) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ensembles" / "images"
+    cache.mkdir(parents=True, exist_ok=True)
+    stem = name.replace("/", "_").replace(":", "_")
+    archive = cache / f"{stem}-{_identity(name)[:16]}.tar"
+    if not archive.exists():
+        for old in cache.glob(f"{stem}-*"):
+            old.unlink()
+        half_done = archive.with_suffix(".part")
+        _run("buildah", "push", "--quiet", name, f"docker-archive:{half_done}:{name}")
+        half_done.rename(archive)
+    return archive
+
+
+def _identity(name: str) -> str:
+    command = ["buildah", "inspect", "--type", "image", "--format", "{{.FromImageID}}", name]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
+def _run(*command: str, given: str | None = None) -> str:
+    result = subprocess.run(command, input=given, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise ImageError(f"{' '.join(command[:3])} failed:\n{(result.stdout + result.stderr)[-3000:]}")
+    return result.stdout

@@ -1,0 +1,253 @@
+"""One real node: a kubelet with a containerd of its own, in a mount namespace of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from beds.client import ApiError
+from beds.controlplane import ControlPlane
+from beds.images import PAUSE
+from beds.processes import Program, StartError, wait_for
+
+CGROUPS = Path("/sys/fs/cgroup")
+# Where kubelets, CNI and containerd keep what must be one node's alone, whatever their flags say.
+PRIVATE = ("/var/lib/kubelet", "/var/log", "/var/lib/cni", "/run/netns", "/run/containerd")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a node stands.
+
+    Attributes:
+        name: Its name in the cluster.
+        address: Its address, on `lo`.
+        pods: The range of its pods' addresses.
+        dns: The address of the cluster's DNS.
+    """
+
+    name: str
+    address: str
+    pods: str
+    dns: str
+
+
+class Node:
+    """One node; `start`, `kill` (as if its power were cut), and `start` again."""
+
+    def __init__(
+        self, place: Place, plane: ControlPlane, binaries: Mapping[str, Path], labels: Mapping[str, str]
+    ) -> None:
+        self.name = place.name
+        self.place = place
+        self.plane = plane
+        self.folder = plane.folder / place.name
+        self.socket = self.folder / "containerd.sock"
+        self._cgroup = f"ensembles-{os.getpid()}-{place.name}"
+        self._labels = labels
+        self.folder.mkdir(parents=True)
+        self._write_configuration()
+        self._holder = Program("namespace", [*self._unshare()], self.folder / "namespace.log")
+        self.containerd = self._program("containerd", ["containerd", "--config", self.folder / "containerd.toml"])
+        self.kubelet = self._program("kubelet", [binaries["kubelet"], *self._kubelet_flags()])
+
+    def start(self, images: Iterable[Path]) -> None:
+        """Bring the node up with these images; returns when it is ready."""
+        for group in self._cgroups():
+            _make_cgroup(group)
+        self._holder.start()
+        wait_for(lambda: (self.folder / "mounted").exists(), f"the mounts of {self.name}")
+        self.containerd.start()
+        self.containerd.wait_until(self._containerd_ready, "answers")
+        for archive in images:
+            self.load(archive)
+        self._start_kubelet()
+
+    def load(self, archive: Path) -> None:
+        """An image becomes known to the node."""
+        self._ctr("images", "import", str(archive))
+
+    def kill(self) -> None:
+        """End the kubelet, containerd and every container at once, as when the power is cut."""
+        self.kubelet.kill()
+        self.containerd.kill()
+        self._kill_containers()
+        self._holder.kill()
+        (self.folder / "mounted").unlink(missing_ok=True)
+
+    def stop(self) -> None:
+        """`kill`, and leave no cgroup behind."""
+        self.kill()
+        for group in self._cgroups():
+            for folder, _, _ in os.walk(group, topdown=False):
+                try:
+                    Path(folder).rmdir()
+                except OSError:
+                    continue  # a process that dies just now; the kernel removes nothing that is in use
+        shutil.rmtree(self.folder / "containerd", ignore_errors=True)
+
+    def ready(self) -> bool:
+        """Whether the API server has heard from it that it is ready."""
+        try:
+            conditions = self.plane.admin.get(f"/api/v1/nodes/{self.name}")["status"].get("conditions", [])
+        except (ApiError, OSError):
+            return False
+        return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+    def within(self, *command: str | Path) -> list[str]:
+        """A command line that runs in the node's mount namespace."""
+        return ["nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", "--", *map(str, command)]
+
+    def _start_kubelet(self) -> None:
+        self.kubelet.start()
+        try:
+            self.kubelet.wait_until(self.ready, "the node is ready")
+        except StartError:
+            # containerd answers before its CRI does; where systemd runs a kubelet, it starts it again as well.
+            if "server is not initialized yet" not in self.kubelet.tail():
+                raise
+            self.kubelet.kill()
+            self._start_kubelet()
+
+    def _program(self, name: str, command: list[str | Path]) -> Program:
+        # The holder's pid is known only when the node starts.
+        script = 'exec nsenter --mount="/proc/$(cat "$0")/ns/mnt" -- "$@"'
+        pid = self.folder / "mounted"
+        return Program(f"{name} of {self.name}", ["sh", "-c", script, pid, *command], self.folder / f"{name}.log")
+
+    def _unshare(self) -> list[str | Path]:
+        lines = ["set -e"]
+        for target in PRIVATE:
+            own = self.folder / "mounts" / target.strip("/").replace("/", "-")
+            lines.append(f"mkdir -p {target} {own}; mount --bind {own} {target}")
+        lines.append(f"echo $$ > {self.folder}/mounted.new; mv {self.folder}/mounted.new {self.folder}/mounted")
+        return ["unshare", "--mount", "sh", "-c", "; ".join(lines) + "; exec sleep infinity"]
+
+    def _containerd_ready(self) -> bool:
+        return (
+            self.socket.exists() and subprocess.run(self._ctr_command("version"), capture_output=True).returncode == 0
+        )
+
+    def _ctr_command(self, *arguments: str) -> list[str]:
+        return self.within("ctr", "--address", self.socket, "--namespace", "k8s.io", *arguments)
+
+    def _ctr(self, *arguments: str) -> None:
+        subprocess.run(self._ctr_command(*arguments), capture_output=True, check=True)
+
+    def _cgroups(self) -> list[Path]:
+        if (CGROUPS / "cgroup.controllers").exists():
+            return [CGROUPS / self._cgroup]
+        return [folder / self._cgroup for folder in CGROUPS.iterdir() if folder.is_dir() and not folder.is_symlink()]
+
+    def _kill_containers(self) -> None:
+        def pids() -> set[int]:
+            files = (file for group in self._cgroups() for file in group.rglob("cgroup.procs"))
+            return {int(pid) for file in files for pid in file.read_text().split()} - {0}
+
+        def gone() -> bool:
+            left = pids()
+            for pid in left:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            return not left
+
+        wait_for(gone, f"the end of all containers of {self.name}")
+
+    def _write_configuration(self) -> None:
+        (self.folder / "containerd.toml").write_text(_CONTAINERD.format(folder=self.folder, pause=PAUSE))
+        network = self.folder / "cni"
+        network.mkdir()
+        ipam = {
+            "type": "host-local",
+            "subnet": self.place.pods,
+            "routes": [{"dst": "0.0.0.0/0"}],
+            "dataDir": str(self.folder / "addresses"),
+        }
+        plugins = [{"type": "ptp", "ipam": ipam}, {"type": "portmap", "capabilities": {"portMappings": True}}]
+        configuration = {"cniVersion": "1.0.0", "name": "bed", "plugins": plugins}
+        (network / "10-bed.conflist").write_text(json.dumps(configuration))
+        (self.folder / "kubelet.json").write_text(json.dumps(self._kubelet_configuration()))
+
+    def _kubelet_configuration(self) -> dict[str, Any]:
+        return {
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "kind": "KubeletConfiguration",
+            "address": self.place.address,
+            "containerRuntimeEndpoint": f"unix://{self.socket}",
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": f"/{self._cgroup}",
+            "failCgroupV1": False,
+            "enforceNodeAllocatable": [],
+            "failSwapOn": False,
+            "evictionHard": {},
+            "imageGCHighThresholdPercent": 100,
+            "localStorageCapacityIsolation": False,
+            "healthzPort": 0,
+            "clusterDNS": [self.place.dns],
+            "clusterDomain": "cluster.local",
+            "resolvConf": "",
+            # Nobody but the bed is in its network.
+            "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
+            "authorization": {"mode": "AlwaysAllow"},
+            "shutdownGracePeriod": "0s",
+            "syncFrequency": "10s",
+            "nodeStatusUpdateFrequency": "2s",
+        }
+
+    def _kubelet_flags(self) -> list[str | Path]:
+        token = self.plane.token(f"system:node:{self.name}")
+        return [
+            f"--config={self.folder / 'kubelet.json'}",
+            f"--kubeconfig={self.plane.kubeconfig(token)}",
+            f"--cert-dir={self.folder / 'certificates'}",
+            f"--hostname-override={self.name}",
+            f"--node-ip={self.place.address}",
+            *([f"--node-labels={','.join(f'{k}={v}' for k, v in self._labels.items())}"] if self._labels else []),
+        ]
+
+
+def _make_cgroup(group: Path) -> None:
+    group.mkdir(exist_ok=True)
+    # A cpuset of cgroup v1 begins empty, and nothing can run in it until it is told where.
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        if (file := group / name).exists() and not file.read_text().strip():
+            file.write_text((group.parent / name).read_text())
+
+
+_CONTAINERD = """
+version = 2
+root = "{folder}/containerd/root"
+state = "{folder}/containerd/state"
+
+[grpc]
+address = "{folder}/containerd.sock"
+
+[plugins."io.containerd.internal.v1.opt"]
+path = "{folder}/containerd/opt"
+
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{pause}"
+restrict_oom_score_adj = true
+stream_server_address = "127.0.0.1"
+stream_server_port = "0"
+
+[plugins."io.containerd.grpc.v1.cri".containerd]
+snapshotter = "overlayfs"
+default_runtime_name = "runc"
+
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/usr/lib/cni"
+conf_dir = "{folder}/cni"
+"""
