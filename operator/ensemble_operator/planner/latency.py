@@ -123,6 +123,7 @@ def _times(pipeline: Pipeline, servers: dict[int, _Server], device: int, cells: 
     mean = [float(servers[d].time @ servers[d].round[servers[d].taken]) for d in fewest]
     sooner = min(1.0, min(mean) / float(server.time @ server.round[server.taken]))
     seconds, weight = [server.round[1:2]], [np.array([1 - waits])]
+    whole = min(c.share for c in cells) > 1 - 1e-9
     turn = server.round[server.taken]
     for point in _WITHIN:
         left = (1 - point ** (1 / len(fewest))) * turn * sooner
@@ -132,7 +133,9 @@ def _times(pipeline: Pipeline, servers: dict[int, _Server], device: int, cells: 
         behind = server.stay[:, None] + come
         full = np.floor(behind / server.most)
         mine = np.clip(np.round(behind - full * server.most + 1 + after[:, None]), 1, server.most).astype(np.int64)
-        seconds.append((left[:, None] + full * server.round[server.most] + server.round[mine]).ravel())
+        # It joins the batches that the round has still to begin; after it come only those of members that had begun.
+        begun = (math.floor(point * len(cells)) + 1) / len(cells) if whole else 1.0
+        seconds.append((left[:, None] + full * server.round[server.most] + begun * server.round[mine]).ravel())
         weight.append((waits / len(_WITHIN) * server.time[:, None] * _ODDS).ravel())
     return np.concatenate(seconds), np.concatenate(weight)
 
