@@ -65,7 +65,7 @@ def test_saturation_reaches_full_batches() -> None:
 def test_the_model_is_near_the_simulation_on_one_device(shape: Pipeline, rows: int, load: float) -> None:
     rate = load * 32 / (0.042 * shape.members)
     played = poisson(shape, rate=rate, request_rows=rows, requests=8_000)
-    assert quantile(shape, rate=rate, request_rows=rows) == pytest.approx(played.quantile(0.99), rel=0.25)
+    assert quantile(shape, rate=rate, request_rows=rows) == pytest.approx(played.quantile(0.99), rel=0.35)
 
 
 @pytest.mark.parametrize("load", [0.2, 0.5, 0.8])
