@@ -21,7 +21,7 @@ from ensemble_operator.profiles.profile import Point, Profile
 from ensemble_runtime.config import DeviceKind
 
 GIB = 2**30
-SPEED = {"big": 1.0, "small": 4.0, "cpu-1": 40.0}
+SPEED = {"big": 1.0, "small": 4.0, "cpu-1": 16.0}
 """Seconds of a batch of 8 on each type, in units of 10 ms."""
 
 
@@ -176,11 +176,19 @@ def test_preemption_spares_those_whose_devices_are_of_no_use() -> None:
 
 def test_nobody_is_preempted_for_what_does_not_fit_anyway_nor_by_an_equal() -> None:
     there = cluster(node("a", 1))
-    running = holders(there, want("x/a", 30))
-    for urgent in (want("x/u", 90, priority=1, preempts=True), want("x/u", 30, preempts=True)):
+    running = holders(there, want("x/a", 30, created="2"))
+    for urgent in (want("x/u", 90, priority=1, preempts=True), want("x/u", 30, created="1", preempts=True)):
         found = allot([*running, urgent], there, solve)
         assert found.grants["x/a"].plans
         assert not found.grants["x/u"].plans
+
+
+def test_preemption_spares_whom_it_came_upon_first_if_a_later_one_alone_will_do() -> None:
+    there = cluster(dataclasses.replace(node("a", 1), devices=(*gpus("a", 1), _small("a"))))
+    running = holders(there, want("x/old", 30, created="1"), want("x/young", 4, types=["small"], created="2"))
+    found = allot([*running, want("x/urgent", 30, 4, priority=1, preempts=True)], there, solve)
+    assert {k for k, g in found.grants.items() if g.preempted_by} == {"x/old"}
+    assert used(found, "x/urgent") == {("a", "gpu0")}
 
 
 def test_the_preempted_may_go_elsewhere() -> None:
@@ -280,6 +288,13 @@ def test_a_copy_grows_on_its_node_when_that_is_worth_a_restart() -> None:
     assert found.grants["x/b"].plans
 
 
+def test_a_copy_does_not_start_anew_for_a_small_gain() -> None:
+    request = want("x/a", 4, 4)
+    before = allot([request], cluster(node("a", 1)), solve)
+    assert used(allot(then([request], before), cluster(node("a", 1, cores=1)), solve), "x/a") == {("a", "gpu0")}
+    assert len(used(allot([request], cluster(node("a", 1, cores=1)), solve), "x/a")) == 2
+
+
 def test_fewer_copies_free_the_last_ones() -> None:
     request = want("x/a", 30, copies=3)
     there = cluster(*(node(n, 1) for n in "abc"))
@@ -312,9 +327,10 @@ def test_pods_need_room_besides_their_devices() -> None:
     request = want("x/a", 1, pod_millis=500, pod_bytes=GIB)
     found = allot([request], cluster(node("a", 1)), solve)
     assert found.grants["x/a"].waiting == "no node has a device that it may use; nodes refused: 1 NoRoom"
-    two = allot([request, dataclasses.replace(request, key="x/b")], cluster(node("a", 0, cores=3)), solve)
-    assert [len(two.grants[k].plans) for k in ("x/a", "x/b")] == [1, 1]
-    assert two.grants["x/a"].plans.keys() == {0}
+    greedy = dataclasses.replace(request, pod_millis=1000)
+    for cores, served in ((3, [1, 0]), (4, [1, 1])):
+        two = allot([greedy, dataclasses.replace(greedy, key="x/b")], cluster(node("a", 0, cores=cores)), solve)
+        assert [len(two.grants[key].plans) for key in ("x/a", "x/b")] == served
 
 
 def test_strict_pinning_takes_only_devices_that_can_be_asked_for() -> None:
@@ -344,6 +360,10 @@ def test_cores_are_not_given_twice(cores: int) -> None:
     assert sum(bool(found.grants[r.key].plans) for r in requests) == 4 - cores if cores == 2 else 3
     names = [d for r in (*requests, other) for i in found.grants[r.key].plans for d in used(found, r.key, i)]
     assert len(names) == len(set(names))
+
+
+def _small(name: str) -> Device:
+    return Device("slow0", name, DeviceKind.GPU, "small", 16 * GIB)
 
 
 def _on(type_: str, gib: float) -> PlanMember:
