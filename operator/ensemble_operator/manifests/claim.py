@@ -32,7 +32,7 @@ def claim_template(metadata: Object, devices: Sequence[Device], settings: PodSet
         "apiVersion": "resource.k8s.io/v1",
         "kind": "ResourceClaimTemplate",
         "metadata": metadata,
-        "spec": {"metadata": {"labels": metadata["labels"]}, "spec": {"devices": {"requests": requests}}},
+        "spec": {"metadata": {"labels": dict(metadata["labels"])}, "spec": {"devices": {"requests": requests}}},
     }
 
 

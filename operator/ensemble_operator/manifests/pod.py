@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from ensemble_operator.api.placement import Placement
@@ -59,15 +59,7 @@ def pod_spec(
         uses_gpus: Whether the container may see GPUs at all.
         claim_template: ResourceClaimTemplate of the GPUs that are asked for one by one.
     """
-    claimed = {"claims": [{"name": "gpus"}]} if claim_template else {}
-    common = {
-        "image": image,
-        "imagePullPolicy": settings.pull_policy,
-        "securityContext": _CONFINED,
-        "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": _mounts(claims),
-    }
-    plain = resources.without_gpus().container()
+    own = resources.container() | ({"claims": [{"name": "gpus"}]} if claim_template else {})
     spec: Object = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -79,16 +71,18 @@ def pod_spec(
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "tolerations": [GPU_TAINT, *(_toleration(t) for t in placement.tolerations)],
+        "tolerations": [dict(GPU_TAINT), *(_toleration(t) for t in placement.tolerations)],
         "containers": [
-            {
-                "name": CONTAINER,
-                **common,
-                "command": ["ensemble-runtime", "--log-level", settings.log_level, *command],
-                "env": _environment(uses_gpus=uses_gpus),
-                **_secret(secret),
-                "resources": resources.container() | claimed,
-            }
+            _container(
+                CONTAINER,
+                image,
+                settings,
+                ["--log-level", settings.log_level, *command],
+                claims,
+                resources=own,
+                secret=secret,
+                uses_gpus=uses_gpus,
+            )
         ],
         "volumes": [
             {"name": "config", "configMap": {"name": config_map}},
@@ -105,7 +99,20 @@ def pod_spec(
         spec["affinity"] = _only_on(node)
     if claim_template:
         spec["resourceClaims"] = [{"name": "gpus", "resourceClaimTemplateName": claim_template}]
-    if init := [_fetching(fetch, i, common, plain) for i, fetch in enumerate(fetches)]:
+    init = [
+        _container(
+            f"fetch-{i}",
+            image,
+            settings,
+            ["fetch", "--cache", CACHE, f"{CONFIG_FOLDER}/{fetch.file}"],
+            claims,
+            resources=resources.without_gpus().container(),
+            secret=fetch.secret,
+            uses_gpus=False,
+        )
+        for i, fetch in enumerate(fetches)
+    ]
+    if init:
         spec["initContainers"] = init
     return spec | _passed_through(placement, settings)
 
@@ -130,11 +137,33 @@ def serving(spec: Object, limits: Serving) -> Object:
     }
 
 
-_CONFINED = {
-    "allowPrivilegeEscalation": False,
-    "capabilities": {"drop": ["ALL"]},
-    "readOnlyRootFilesystem": True,
-}
+def _container(
+    name: str,
+    image: str,
+    settings: PodSettings,
+    command: list[str],
+    claims: Iterable[str],
+    *,
+    resources: Object,
+    secret: str | None,
+    uses_gpus: bool,
+) -> Object:
+    return {
+        "name": name,
+        "image": image,
+        "imagePullPolicy": settings.pull_policy,
+        "command": ["ensemble-runtime", *command],
+        "env": _environment(uses_gpus=uses_gpus),
+        **({"envFrom": [{"secretRef": {"name": secret}}]} if secret else {}),
+        "resources": resources,
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": _mounts(claims),
+    }
 
 
 def _environment(*, uses_gpus: bool) -> list[Object]:
@@ -159,21 +188,6 @@ def _cache(settings: PodSettings) -> Object:
     if settings.model_cache_claim is None:
         return {"emptyDir": {}}
     return {"persistentVolumeClaim": {"claimName": settings.model_cache_claim}}
-
-
-def _fetching(fetch: Fetch, index: int, common: Mapping[str, Any], resources: Object) -> Object:
-    return {
-        "name": f"fetch-{index}",
-        **common,
-        "command": ["ensemble-runtime", "fetch", "--cache", CACHE, f"{CONFIG_FOLDER}/{fetch.file}"],
-        "env": _environment(uses_gpus=False),
-        **_secret(fetch.secret),
-        "resources": resources,
-    }
-
-
-def _secret(name: str | None) -> Object:
-    return {"envFrom": [{"secretRef": {"name": name}}]} if name else {}
 
 
 def _only_on(node: str) -> Object:
