@@ -51,6 +51,7 @@ class Executor:
         self._program = program(graph, placement)
         self._gpus = {i for i, device in enumerate(devices) if device.kind is DeviceKind.GPU}
         self._calls = [cut_out(graph, run.operators) for run in self._program.runs]
+        self._pieces = {(run.device, call.piece) for run, call in zip(self._program.runs, self._calls, strict=True)}
         self._plans: dict[tuple[tuple[int, ...], ...], Bound] = {}
         self._second = _SecondDevice(devices[1])
         try:
@@ -62,6 +63,14 @@ class Executor:
             (sessions[run.device, call.piece], call.names)
             for run, call in zip(self._program.runs, self._calls, strict=True)
         ]
+
+    @property
+    def held_bytes(self) -> tuple[int, int]:
+        """Bytes of weights on each device; one that several sessions read counts once for each of them."""
+        held = [0, 0]
+        for device, piece in self._pieces:
+            held[device] += sum(self._graph.weights[name] for name in piece.weights)
+        return held[0], held[1]
 
     def compute(self, inputs: Sequence[Array]) -> list[Array]:
         """Compute one batch.

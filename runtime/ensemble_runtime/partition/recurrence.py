@@ -165,9 +165,10 @@ class _Side:
         return self._to.weight(f"{name}/{self._direction}", value[self._side : self._side + 1])
 
     def _initial_states(self, x: str) -> list[str]:
-        # Zeros are written out: chunks of one node are alike, the first among them, and one session computes them all.
-        zeros = "" if all(self._of.states) else self._zeros(x)
-        return [self._initial(state) if state else zeros for state in self._of.states]
+        # Zeros are written out, one tensor a state: chunks of one node are alike, the first among them, so that one
+        # session computes them all.
+        shape = "" if all(self._of.states) else self._state_shape(x)
+        return [self._initial(x) if x else self._zeros(shape, i) for i, x in enumerate(self._of.states)]
 
     def _initial(self, state: str) -> str:
         """This direction's initial state, as (1, rows, hidden)."""
@@ -183,15 +184,18 @@ class _Side:
         (share,) = self._to.add("Cast", [some], [f"{name}/share"], f"{name}/share", to=self._elements())
         return self._to.add("Mul", [self._to.whole(state), share], [name], name)[0]
 
-    def _zeros(self, x: str) -> str:
-        name = f"{self._name}/zeros"
+    def _state_shape(self, x: str) -> str:
+        name = f"{self._name}/shape"
         one = self._to.weight("partition/one", np.array([1], np.int64))
         hidden = self._to.weight(f"partition/{self._hidden}", np.array([self._hidden], np.int64))
         (shape,) = self._to.add("Shape", [x], [f"{name}/x"], f"{name}/x")
         (rows,) = self._to.add("Gather", [shape, one], [f"{name}/rows"], f"{name}/rows")
-        (full,) = self._to.add("Concat", [one, rows, hidden], [f"{name}/shape"], f"{name}/shape", axis=0)
+        return self._to.add("Concat", [one, rows, hidden], [name], name, axis=0)[0]
+
+    def _zeros(self, shape: str, state: int) -> str:
+        name = f"{self._name}/zeros{state}"
         zero = helper.make_tensor("zero", self._elements(), [1], [0.0])
-        return self._to.add("ConstantOfShape", [full], [name], name, value=zero)[0]
+        return self._to.add("ConstantOfShape", [shape], [name], name, value=zero)[0]
 
     def _elements(self) -> int:
         datatype = self._to.graph.tensors[self._of.input(0)].datatype

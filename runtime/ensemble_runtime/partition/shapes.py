@@ -40,7 +40,7 @@ def shapes_of(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> 
     graph = inferred.graph
     found = {x.name: y for x in (*graph.input, *graph.value_info, *graph.output) if (y := _found(x)) is not None}
     wanted = [name for node in graph.node for name in node.output if name and name not in found]
-    return found | _run(fixed, found, wanted) if wanted else found
+    return found | _run(model, found, wanted) if wanted else found
 
 
 def _at(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
@@ -74,13 +74,15 @@ def _numpy(datatype: int) -> str:
 
 def _run(model: onnx.ModelProto, known: Mapping[str, Found], wanted: list[str]) -> dict[str, Found]:
     """Run the model on zeros, with what is wanted as outputs."""
+    telling = onnx.ModelProto()
+    telling.CopyFrom(model)
     outputs = {x.name for x in model.graph.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in outputs)
+    telling.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in outputs)
     feeds = {x.name: np.zeros(known[x.name].shape, known[x.name].datatype) for x in model.graph.input}
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(telling.SerializeToString(), options, providers=["CPUExecutionProvider"])
         answers = session.run(wanted, feeds)
     except Exception as error:  # ONNX Runtime raises a dozen classes without a common base
         raise ModelInvalidError(f"cannot be run by ONNX Runtime: {first_line(error)}") from error

@@ -1,0 +1,55 @@
+"""Two devices, and models to spread over them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import onnx
+import onnxruntime
+import pytest
+
+from ensemble_runtime.config import Device, DeviceKind
+
+
+@pytest.fixture(scope="session")
+def recurrent_models() -> ModuleType:
+    """The module that builds the benchmarks' recurrent models."""
+    path = Path(__file__).parents[3] / "benchmarks" / "recurrent_models.py"
+    spec = importlib.util.spec_from_file_location("recurrent_models", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def two_devices() -> Iterator[tuple[Device, Device]]:
+    """Two cores, this thread being bound to the first; the same core twice where there is but one."""
+    before = os.sched_getaffinity(0)
+    cores = sorted(before)
+    os.sched_setaffinity(0, {cores[0]})
+    yield (_device("first", cores[0]), _device("second", cores[-1]))
+    os.sched_setaffinity(0, before)
+
+
+def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@pytest.fixture(scope="session")
+def whole() -> object:
+    """ONNX Runtime on a model as it is."""
+    return session
+
+
+def _device(name: str, core: int) -> Device:
+    return Device(name=name, kind=DeviceKind.CPU, type="cpu-1", memory_bytes=2**30, cores=(core,))
