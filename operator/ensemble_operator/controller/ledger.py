@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 from ensemble_operator.inventory.cpu import MILLIS, core_memory, cores_of, cpu_devices
 from ensemble_operator.inventory.device import Device
 from ensemble_operator.inventory.node import Inventory, Node
-from ensemble_operator.inventory.terms import Terms
+from ensemble_operator.inventory.terms import Terms, refusal
 from ensemble_runtime.config import DeviceKind
 
 
@@ -24,6 +24,10 @@ class Kind:
     memory_bytes: int
     pinnable: bool = False
     """Whether it can be asked for by name."""
+
+
+Offer = frozenset[tuple[Kind, int]]
+"""How many devices of each kind a node offers; nodes with equal offers are as good as each other."""
 
 
 def kind_of(device: Device) -> Kind:
@@ -41,6 +45,8 @@ class Ledger:
         self._millis = {node.name: node.cpu_free_millis for node in inventory.nodes}
         self._bytes = {node.name: node.memory_free_bytes for node in inventory.nodes}
         self._cpu_names: dict[str, set[str]] = {node.name: set() for node in inventory.nodes}
+        self._offers: dict[Hashable, dict[str, Offer]] = {}
+        self._stale: dict[Hashable, set[str]] = {}
 
     def clone(self) -> Ledger:
         """A ledger to try things on."""
@@ -49,6 +55,8 @@ class Ledger:
         other._kinds = {name: Counter(kinds) for name, kinds in self._kinds.items()}
         other._millis, other._bytes = dict(self._millis), dict(self._bytes)
         other._cpu_names = {name: set(names) for name, names in self._cpu_names.items()}
+        other._offers = {key: dict(offers) for key, offers in self._offers.items()}
+        other._stale = {key: set(nodes) for key, nodes in self._stale.items()}
         return other
 
     def claim(self, devices: Iterable[Device]) -> tuple[Device, ...]:
@@ -80,6 +88,7 @@ class Ledger:
             else:
                 del self._gpus[device.node][device.name]
                 self._kinds[device.node][kind_of(device)] -= 1
+            self._changed(device.node)
 
     def give(self, devices: Iterable[Device]) -> None:
         """Give devices back."""
@@ -90,11 +99,13 @@ class Ledger:
             else:
                 self._gpus[device.node][device.name] = device
                 self._kinds[device.node][kind_of(device)] += 1
+            self._changed(device.node)
 
     def book(self, node: str, millis: int, size: int) -> None:
         """Take cores (in thousandths) and bytes that a pod wants besides its devices; negative: give them back."""
         self._millis[node] -= millis
         self._bytes[node] -= size
+        self._changed(node)
 
     def room(self, node: str, millis: int, size: int) -> bool:
         """Whether a node has so much left."""
@@ -115,6 +126,24 @@ class Ledger:
                 found[Kind(DeviceKind.CPU, f"cpu-{terms.cores_per_device}", memory)] = count
         return found
 
+    def offers(self, terms: Terms, millis: int, size: int) -> Mapping[str, Offer]:
+        """What each node offers that may start a pod which wants so many thousandths of a core and bytes besides.
+
+        Remembered: of a thousand nodes, few change between one ensemble and the next.
+        """
+        key = (terms.key, millis, size)
+        offers = self._offers.setdefault(key, {})
+        for name in self._stale.setdefault(key, set(self.nodes)):
+            node = self.nodes[name]
+            open_ = self.room(name, millis, size) and refusal(node, terms) is None
+            kinds = self.kinds(name, terms, millis, size) if open_ else None
+            if kinds:
+                offers[name] = frozenset(kinds.items())
+            else:
+                offers.pop(name, None)
+        self._stale[key].clear()
+        return offers
+
     def draw(self, node: str, wanted: Mapping[Kind, int], terms: Terms) -> list[Device]:
         """Free devices of the kinds wanted, lowest names first; they are not taken yet."""
         drawn: list[Device] = []
@@ -132,6 +161,10 @@ class Ledger:
     def free_gpus(self) -> tuple[Device, ...]:
         """All GPUs that are free, by node and name."""
         return tuple(self._gpus[node][name] for node in sorted(self._gpus) for name in sorted(self._gpus[node]))
+
+    def _changed(self, node: str) -> None:
+        for stale in self._stale.values():
+            stale.add(node)
 
     def _cores(self, device: Device, sign: int) -> None:
         self._millis[device.node] += sign * cores_of(device) * MILLIS

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ensemble_operator.api.objective import Goal, Objective
-from ensemble_operator.controller.ledger import Kind, Ledger, kind_of
+from ensemble_operator.controller.ledger import Kind, Ledger, Offer, kind_of
 from ensemble_operator.inventory.device import Device
 from ensemble_operator.inventory.node import Inventory
 from ensemble_operator.inventory.terms import Terms, refusal
@@ -134,18 +135,14 @@ def place(request: Request, ledger: Ledger, siblings: Mapping[str, int], running
     Raises:
         EnsembleError: There is no room; the message is that of the choice that came nearest.
     """
-    offers = {
-        node.name: kinds
-        for node in ledger.nodes.values()
-        if refusal(node, request.terms) is None
-        and ledger.room(node.name, request.pod_millis, request.pod_bytes)
-        and (kinds := ledger.kinds(node.name, request.terms, request.pod_millis, request.pod_bytes))
-    }
-    worth = _worth(request.members, {kind for kinds in offers.values() for kind in kinds})
-    home = {node for node, _, _ in running}
-    away = {node: (node not in home, siblings.get(node, 0)) for node in offers}
+    offers = ledger.offers(request.terms, request.pod_millis, request.pod_bytes)
+    alike: dict[Offer, list[str]] = {}
+    for node, offer in offers.items():
+        alike.setdefault(offer, []).append(node)
+    worth = _worth(request.members, {kind for offer in alike for kind, _ in offer})
+    away = _Away(frozenset(node for node, _, _ in running), siblings)
     found, refusals = [], list[EnsembleError]()
-    for node, choice in _single(request, offers, away, worth):
+    for node, choice in _single(request, alike, away, worth):
         try:
             found.append((node, solved(request, ledger.draw(node, choice, request.terms), running, solve)))
         except EnsembleError as error:
@@ -153,8 +150,8 @@ def place(request: Request, ledger: Ledger, siblings: Mapping[str, int], running
     if found:
         best = max(placed.merit for _, placed in found)
         near = [(node, placed) for node, placed in found if placed.merit >= _NEAR * best]
-        return min(near, key=lambda f: (away[f[0]], offers[f[0]].total() - len(f[1].devices), f[0]))[1]
-    for choice in _choices(request, _sum(offers.values()), worth):
+        return min(near, key=lambda f: (away(f[0]), _total(offers[f[0]]) - len(f[1].devices), f[0]))[1]
+    for choice in _choices(request, _sum(alike), worth):
         try:
             return solved(request, _across(request, ledger, offers, choice, away), running, solve)
         except EnsembleError as error:
@@ -208,29 +205,34 @@ def _speed(member: PlanMember, kind: Kind) -> float:
     return max((p.batch_size / p.seconds for p in points if p.memory_bytes <= kind.memory_bytes), default=0.0)
 
 
+@dataclass(frozen=True, slots=True)
+class _Away:
+    """How far a node is from where a copy best goes: where it is already, then where fewest of its like are."""
+
+    home: frozenset[str]
+    siblings: Mapping[str, int]
+
+    def __call__(self, node: str) -> tuple[bool, int]:
+        return node not in self.home, self.siblings.get(node, 0)
+
+
 def _single(
-    request: Request,
-    offers: Mapping[str, Counter[Kind]],
-    away: Mapping[str, tuple[bool, int]],
-    worth: Mapping[Kind, float],
+    request: Request, alike: Mapping[Offer, list[str]], away: _Away, worth: Mapping[Kind, float]
 ) -> Iterator[tuple[str, Counter[Kind]]]:
-    """Choices on one node each, the most promising first: of the nodes that offer the same one, the best to take."""
-    alike: dict[frozenset[tuple[Kind, int]], tuple[tuple[bool, int], int, str]] = {}
-    for node, kinds in offers.items():
-        signature = frozenset((kind, min(count, request.most)) for kind, count in kinds.items() if kind in worth)
-        key = (away[node], kinds.total(), node)
-        alike[signature] = min(alike.get(signature, key), key)
-    choices: dict[tuple[str, frozenset[tuple[Kind, int]]], Counter[Kind]] = {}
-    for _, _, node in alike.values():
-        for choice in _choices(request, offers[node], worth):
-            choices[node, frozenset(choice.items())] = choice
+    """Choices on one node each, the most promising first: of the nodes that allow the same one, the best to take."""
+    best: dict[frozenset[tuple[Kind, int]], tuple[tuple[bool, int], int, str]] = {}
+    for offer, nodes in alike.items():
+        key = min((away(node), _total(offer), node) for node in nodes)
+        for choice in _choices(request, dict(offer), worth):
+            chosen = frozenset(choice.items())
+            best[chosen] = min(best.get(chosen, key), key)
     scored = sorted(
-        ((node, choice) for (node, _), choice in choices.items()),
-        key=lambda nc: (-sum(worth[kind] * count for kind, count in nc[1].items()), away[nc[0]], nc[0]),
+        ((node, Counter(dict(chosen)), distance) for chosen, (distance, _, node) in best.items()),
+        key=lambda one: (-math.fsum(worth[kind] * count for kind, count in one[1].items()), one[2], one[0]),
     )
-    yield from scored[:_TRIES]
-    roomy = sorted(scored[_TRIES:], key=lambda nc: (-_memory(nc[1]), nc[0]))
-    yield from roomy[:_TRIES]
+    yield from ((node, choice) for node, choice, _ in scored[:_TRIES])
+    roomy = sorted(scored[_TRIES:], key=lambda one: (-_memory(one[1]), one[0]))
+    yield from ((node, choice) for node, choice, _ in roomy[:_TRIES])
 
 
 def _memory(choice: Mapping[Kind, int]) -> int:
@@ -273,25 +275,25 @@ def _filled(choice: Counter[Kind], kinds: Mapping[Kind, int], ordered: list[Kind
 
 
 def _across(
-    request: Request,
-    ledger: Ledger,
-    offers: Mapping[str, Counter[Kind]],
-    choice: Counter[Kind],
-    away: Mapping[str, tuple[bool, int]],
+    request: Request, ledger: Ledger, offers: Mapping[str, Offer], choice: Counter[Kind], away: _Away
 ) -> list[Device]:
     """Devices of a choice: of the nodes where the copy is, then of those that have the most of them."""
     missing, drawn, left = Counter(choice), list[Device](), dict(offers)
     while left and missing.total() > 0:
-        of = {node: missing & kinds for node, kinds in left.items()}
-        node = min(of, key=lambda n: (away[n][0], -of[n].total(), away[n][1], n))
+        of = {node: missing & Counter(dict(offer)) for node, offer in left.items()}
+        node = min(of, key=lambda n: (away(n)[0], -of[n].total(), away(n)[1], n))
         drawn += ledger.draw(node, of[node], request.terms)
         missing -= of[node]
         del left[node]
     return drawn
 
 
-def _sum(counters: Iterable[Counter[Kind]]) -> Counter[Kind]:
+def _sum(alike: Mapping[Offer, list[str]]) -> Counter[Kind]:
     total: Counter[Kind] = Counter()
-    for counter in counters:
-        total.update(counter)
+    for offer, nodes in alike.items():
+        total.update({kind: count * len(nodes) for kind, count in offer})
     return total
+
+
+def _total(offer: Offer) -> int:
+    return sum(count for _, count in offer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ensemble_operator.api.placement import Toleration, TolerationOperator
@@ -24,6 +24,12 @@ class Terms:
     node_selector: Mapping[str, str] = field(default_factory=dict)
     pinned: bool = False
     """Only GPUs that can be asked for one by one: those with a UUID."""
+
+    @property
+    def key(self) -> Hashable:
+        """The same for the same terms."""
+        selector = tuple(sorted(self.node_selector.items()))
+        return self.kinds, self.cores_per_device, self.tolerations, selector, self.pinned
 
 
 def refusal(node: Node, terms: Terms) -> str | None:
