@@ -189,6 +189,12 @@ class Member(Schema):
     shadow: bool = Field(False, description="Scored on every request, never combined, never waited for.")
     partition: Partition | None = Field(None, description="Permit that one cell of it stands on two devices.")
 
+    @model_validator(mode="after")
+    def _partition_splits_onnx(self) -> Self:
+        if self.partition is not None and self.model.format is not ModelFormat.ONNX:
+            raise ValueError("`partition`: only ONNX models can be split")
+        return self
+
 
 class Combination(Schema):
     """The combination rule and what it works on."""
@@ -204,6 +210,8 @@ class Combination(Schema):
     def _stacking_has_model(self) -> Self:
         if (self.rule is Rule.STACKING) != (self.model is not None):
             raise ValueError("`model` is required by rule Stacking and by no other")
+        if self.model is not None and self.model.secret_name is not None and self.model.sha256 is None:
+            raise ValueError("`model.sha256` is missing; what is fetched with a Secret is found again by its digest")
         return self
 
 
@@ -275,11 +283,32 @@ class Device(Schema):
 
 
 class Cell(Schema):
-    """One worker: a device, a member and the batch size it runs at."""
+    """One worker: a device, a member and the batch size it runs at.
+
+    In place of a device it may name a remote: then the worker is the member's share of that shard, and the batch size
+    the most rows that are handed over at once.
+    """
 
     device: Name
     member: Name
     batch_size: BatchSize
+
+
+class Remote(Schema):
+    """A shard of this ensemble on another node: it has devices, and answers for its members' cells."""
+
+    name: Name = Field(description="What cells name in place of a device.")
+    url: Annotated[str, StringConstraints(pattern=r"^http://[^/?#@\s]+$")] = Field(
+        description="Where it serves, e.g. http://digits-4f1c-0-1.digits-shards:8000"
+    )
+    token_file: str = Field(min_length=1, description="File with the token that the ensemble's shards share.")
+    connections: int = Field(2, ge=2, le=16, description="Batches on their way to it at once, one a connection.")
+
+
+class Shard(Schema):
+    """What makes a runtime a shard: it answers to the head of its ensemble, and to nobody else."""
+
+    token_file: str = Field(min_length=1, description="File with the token that the ensemble's shards share.")
 
 
 class Listen(Schema):
@@ -300,24 +329,28 @@ class RuntimeConfig(Schema):
     combination: Combination = Combination()
     devices: tuple[Device, ...] = Field(min_length=1)
     cells: tuple[Cell, ...] = Field(min_length=1)
+    remotes: tuple[Remote, ...] = Field((), description="Head of an ensemble that spans nodes: its other shards.")
+    shard: Shard | None = Field(None, description="A shard that is not the head; `members` are those it has cells for.")
     serving: Serving = Serving()
     listen: Listen = Listen()
     predicted_rows_per_second: float | None = Field(None, description="The plan's promise, shown beside the truth.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        members, devices = {m.name for m in self.members}, {d.name for d in self.devices}
+        members, devices = {m.name for m in self.members}, {d.name for d in (*self.devices, *self.remotes)}
         if len(members) != len(self.members):
             raise ValueError("members: names must be unique")
-        if len(devices) != len(self.devices):
-            raise ValueError("devices: names must be unique")
+        if len(devices) != len(self.devices) + len(self.remotes):
+            raise ValueError("devices, remotes: names must be unique")
+        if self.remotes and self.shard:
+            raise ValueError("shard: only the head has remotes")
         if len({(c.device, c.member) for c in self.cells}) != len(self.cells):
             raise ValueError("cells: a device runs a member once; expected distinct (device, member) pairs")
         for i, cell in enumerate(self.cells):
             if cell.member not in members:
                 raise ValueError(f"cells[{i}].member: no member is named '{cell.member}'")
             if cell.device not in devices:
-                raise ValueError(f"cells[{i}].device: no device is named '{cell.device}'")
+                raise ValueError(f"cells[{i}].device: no device is named '{cell.device}', nor a remote")
         combined = sum(not member.shadow for member in self.members)
         if not combined:
             raise ValueError("members: every one is a shadow; expected at least one that is combined")

@@ -6,9 +6,13 @@ Beside the configuration the only module of the runtime that the control plane r
 from __future__ import annotations
 
 from ensemble_runtime.config import MAX_DIMENSIONS, RuntimeConfig, TensorSpec
+from ensemble_runtime.span import laid_out
 
 DEFAULT_ARENA_BYTES = 256 * 2**20
 """What the tensors of all rows in the pipeline may take where `serving.queueRows` does not say how many there are."""
+
+_SHARD_BATCHES = 4
+"""So many of its largest batches a shard has room for at least: its head hands over whole ones, several at once."""
 
 _ENTRY = 16
 _RING = 256
@@ -29,11 +33,15 @@ def tensor_bytes(config: RuntimeConfig) -> int:
 
 def queue_rows(config: RuntimeConfig) -> int:
     """Most rows in the pipeline: as configured, or what the default arena holds, from 64 to 8192."""
-    return config.serving.queue_rows or max(64, min(8192, DEFAULT_ARENA_BYTES // tensor_bytes(config)))
+    if config.serving.queue_rows:
+        return config.serving.queue_rows
+    batches = _SHARD_BATCHES * max(cell.batch_size for cell in config.cells) if config.shard else 0
+    return max(64, batches, min(8192, DEFAULT_ARENA_BYTES // tensor_bytes(config)))
 
 
 def shared_memory_bound(config: RuntimeConfig) -> int:
     """Bytes that the arena takes at the most. It is laid out elsewhere; a test holds the two together."""
+    config = laid_out(config)
     rows, members, cells = queue_rows(config), len(config.members), len(config.cells)
     slots = min(config.serving.queue_requests, rows)
     shapes = 4 * MAX_DIMENSIONS * (len(config.inputs) + members * len(config.outputs))

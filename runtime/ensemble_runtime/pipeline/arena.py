@@ -35,7 +35,7 @@ STARTING, LOADING, WARMING, READY, FAILED = range(5)
 STATE_NAMES = ("Starting", "Loading", "Warming", "Ready", "Failed")
 
 # Codes of a report: what became of a member's rows of a request. 0 in `status` means: not arrived.
-ARRIVED, RAISED, MISSHAPEN, NOT_FINITE, DIED, SKIPPED = range(1, 7)
+ARRIVED, RAISED, MISSHAPEN, NOT_FINITE, DIED, SKIPPED, UNREACHED = range(1, 8)
 REASONS = {
     0: "did not answer in time",
     RAISED: "raised an error",
@@ -43,6 +43,7 @@ REASONS = {
     NOT_FINITE: "returned NaN or infinity",
     DIED: "died or hung on this request",
     SKIPPED: "was skipped",
+    UNREACHED: "is out of reach",
 }
 
 # Bits of a request's flags, written by the gateway.
@@ -156,6 +157,8 @@ class Arena:
         self.counters: NDArray[np.uint64] = self._cut.array((cells, 4), "u8")
         """Batches, rows, busy nanoseconds, errors."""
         self.restarts = self._cut.words(cells)
+        self.remotes = [self._cut.words(4) for _ in config.remotes]
+        """Requests, bytes sent, bytes received, lost connections; written by the remote's process."""
         self.idle = self._cut.words(len(geo.processes))
         """Whether a process could take work at once: it has nothing in hand."""
         self.pids = self._cut.words(len(geo.processes))
