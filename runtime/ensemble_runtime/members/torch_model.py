@@ -46,7 +46,8 @@ class TorchModel:
             precision: What floating-point inputs are cast to.
             device: Where the inputs go.
         """
-        self._compute = compute
+        # A ScriptModule's call is its `forward`, behind some microseconds of looking for hooks that it has none of.
+        self._compute = compute.forward if isinstance(compute, torch.jit.ScriptModule) else compute
         self._names = names
         self._inputs = tuple(inputs)
         self._outputs = tuple(outputs)

@@ -49,7 +49,7 @@ class Intake:
 
     def waiting_rows(self) -> int:
         """Rows of the entries that nobody has taken yet."""
-        return sum(int(ring.peek(waiting)[:, 2].sum()) for ring in self._rings if (waiting := len(ring)))
+        return sum(_rows(ring, waiting) for ring in self._rings if (waiting := len(ring)))
 
     def take(self) -> Entries | None:
         """Take a fair share of what waits, up to the batch size in rows; None if nothing waits."""
@@ -69,8 +69,8 @@ class Intake:
         return None
 
     def _choose(self, index: int, ring: Ring, waiting: int) -> Entries:
-        if index == AGAIN:
-            # What was in hand when a process died runs alone, so that it can take no other request down with it.
+        # What was in hand when a process died runs alone, so that it can take no other request down with it.
+        if index == AGAIN or waiting == 1:
             return ring.peek(1).copy()
         idle = self._arena.idle
         workers = 1 + sum(idle[p] for p in self._siblings) if self._siblings else 1
@@ -97,6 +97,10 @@ class Intake:
         """Publish what became of all that was taken; the last column holds a code for each entry."""
         self._reports.push(entries.view("u1").reshape(-1).data)
         self._journal.words[_COUNT] = 0
+
+
+def _rows(ring: Ring, waiting: int) -> int:
+    return ring.first()[2] if waiting == 1 else int(ring.peek(waiting)[:, 2].sum())
 
 
 class MemberLock:

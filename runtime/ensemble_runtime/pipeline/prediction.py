@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 _BRIEF = 0.001
 """Seconds; a process whose last batch took less lingers before it sleeps."""
 
+_NO_TURN = contextlib.nullcontext()
+
 Rows = slice | NDArray[np.integer[Any]]
 Array = NDArray[Any]
 
@@ -79,20 +81,19 @@ def _serve(arena: Arena, process: int, doorbell: int, workers: list[_Worker]) ->
     def waiting() -> bool:
         return any(worker.waiting() for worker in workers)
 
-    brief = False
+    lingering = False
     while True:
         waited_for = [worker for worker in workers if worker.waiting()]
         if waited_for:
             # The member that is furthest behind goes first; see `turns`.
             worker = waited_for[0] if len(waited_for) == 1 else max(waited_for, key=_Worker.waiting_rows)
-            started = time.perf_counter()
             worker.work()
-            brief = time.perf_counter() - started < _BRIEF
+            lingering = worker.brief
             continue
         arena.idle[process] = 1
-        if brief:
+        if lingering:
             linger(waiting)
-            brief = False
+            lingering = False
         # Entries pushed before the flag was seen: the gateway rings a process in any case, so nothing can be missed.
         if not waiting():
             sleep_until_rung(doorbell)
@@ -114,6 +115,7 @@ class _Worker:
         self._doorbell = wiring.workers[self._process]
         self._delay = config.serving.batch_delay_ms / 1000
         self._counters = arena.counters[cell]
+        self._flags = arena.flags.data
         self._inputs = config.inputs
         self._outputs = config.outputs
         self._fixed = all(spec.fixed for spec in (*config.inputs, *config.outputs))
@@ -122,8 +124,12 @@ class _Worker:
             self._output_rows = [arena.member_rows(self._member, o) for o in range(len(config.outputs))]
         device = next(i for i, d in enumerate(config.devices) if d.name == config.cells[cell].device)
         # A GPU overlaps the batches of several processes; cores would only share their caches and slow both down.
-        one_at_a_time = config.devices[device].kind is not DeviceKind.GPU
-        self._turn = Turn(arena, device, cell) if one_at_a_time and shared(arena, cell) else contextlib.nullcontext()
+        kind = config.devices[device].kind
+        takes_turns = kind is not DeviceKind.GPU and shared(arena, cell)
+        self._turn = Turn(arena, device, cell) if takes_turns else _NO_TURN
+        self._may_interrupt = kind is DeviceKind.CPU
+        self.brief = False
+        """Whether the last batch was a short one."""
         self._model = self._load(device, paths)
 
     def announce(self) -> None:
@@ -140,9 +146,18 @@ class _Worker:
         if device.kind is DeviceKind.SIMULATED:
             clock = SimulatedClock(device, self._name)
             return SimulatedModel(clock, config.outputs, self._member)
-        from ensemble_runtime.members.loading import load  # here, so that simulated devices need no model library
+        # Imported here, so that simulated devices need no model library.
+        member, path, second = config.members[self._member], paths[self._name], config.second_device(self._cell)
+        model: Model
+        if second is None:
+            from ensemble_runtime.members.loading import load
 
-        model = load(config.members[self._member], paths[self._name], config.inputs, config.outputs, device)
+            model = load(member, path, config.inputs, config.outputs, device)
+        else:
+            from ensemble_runtime.partition.model import load_partitioned
+
+            devices = (device, second)
+            model = load_partitioned(member, path, config.inputs, config.outputs, devices, self._batch_size)
         self._arena.state[self._cell] = WARMING
         warm_up(self._name, model, config.inputs, config.outputs, self._batch_size)
         return model
@@ -159,8 +174,10 @@ class _Worker:
         """Take a batch, unless the member's other cells were faster, and see it through."""
         if self._delay:
             self._await_more()
-        # A device that runs one batch at a time is waited for empty-handed: the batch grows until it is free.
-        with self._turn:
+        # A device that runs one batch at a time is waited for empty-handed: the batch grows until it is free. One brief
+        # request alone on cores is computed in the time that it would take to arrange for a turn.
+        alone = self.brief and self._may_interrupt and self._intake.waiting() == 1
+        with _NO_TURN if alone else self._turn:
             entries = self._intake.take()
             if entries is not None:
                 self._see_through(entries)
@@ -171,8 +188,10 @@ class _Worker:
         self._arena.batch_started[self._cell] = 0
         counters = self._counters
         counters[0] += 1
-        counters[1] += entries[:, 2].sum()
-        counters[2] += time.monotonic_ns() - started
+        counters[1] += entries[0, 2] if len(entries) == 1 else entries[:, 2].sum()
+        spent = time.monotonic_ns() - started
+        counters[2] += spent
+        self.brief = spent < _BRIEF * 1e9
         self._intake.report(entries)
         ring(self._combiner)
         self._arena.idle[self._process] = 1
@@ -187,6 +206,9 @@ class _Worker:
     def _run(self, entries: Entries) -> None:
         """Compute all entries; their last column becomes the code of each."""
         entries[:, 3] = ARRIVED
+        if len(entries) == 1 and not self._flags[int(entries[0, 0])] & CANCELLED:
+            self._attempt(entries, entries)
+            return
         cancelled = self._arena.flags[entries[:, 0]] & CANCELLED
         if cancelled.any():
             entries[cancelled != 0, 3] = SKIPPED
