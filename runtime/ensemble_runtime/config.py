@@ -292,6 +292,9 @@ class Cell(Schema):
     device: Name
     member: Name
     batch_size: BatchSize
+    second_device: Name | None = Field(
+        None, description="CPU cores that compute a share of the operators of a member with `partition`."
+    )
 
 
 class Remote(Schema):
@@ -351,6 +354,7 @@ class RuntimeConfig(Schema):
                 raise ValueError(f"cells[{i}].member: no member is named '{cell.member}'")
             if cell.device not in devices:
                 raise ValueError(f"cells[{i}].device: no device is named '{cell.device}', nor a remote")
+            self._check_second(f"cells[{i}].secondDevice", cell)
         combined = sum(not member.shadow for member in self.members)
         if not combined:
             raise ValueError("members: every one is a shadow; expected at least one that is combined")
@@ -362,6 +366,20 @@ class RuntimeConfig(Schema):
         if unserved := members - {c.member for c in self.cells}:
             raise ValueError(f"cells: no cell serves {', '.join(sorted(unserved))}")
         return self
+
+    def _check_second(self, where: str, cell: Cell) -> None:
+        if cell.second_device is None:
+            return
+        cores = {device.name for device in self.devices if device.kind is DeviceKind.CPU}
+        if cell.second_device not in cores - {cell.device}:
+            raise ValueError(f"{where}: expected another device of CPU cores, got '{cell.second_device}'")
+        if all(member.partition is None for member in self.members if member.name == cell.member):
+            raise ValueError(f"{where}: member '{cell.member}' has no `partition`")
+
+    def second_device(self, cell: int) -> Device | None:
+        """The device of cores beside that of a partitioned cell."""
+        name = self.cells[cell].second_device
+        return next((device for device in self.devices if device.name == name), None)
 
     def cells_of(self, member: str) -> tuple[int, ...]:
         """Indices of the cells that run a member."""

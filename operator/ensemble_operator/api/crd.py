@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from ensemble_operator.api.ensemble import API_VERSION, InferenceEnsemble
 from ensemble_operator.api.profile import ModelProfile
 from ensemble_operator.api.schema import structural
+from ensemble_operator.api.validations import VALIDATIONS
 
 GROUP, VERSION = API_VERSION.split("/")
 CATEGORY = "ensembles"
@@ -69,7 +70,7 @@ def _crd(
         "name": VERSION,
         "served": True,
         "storage": True,
-        "schema": {"openAPIV3Schema": _root(structural(model))},
+        "schema": {"openAPIV3Schema": _root(structural(model, VALIDATIONS))},
         "additionalPrinterColumns": columns,
     }
     return {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from pydantic import BaseModel
@@ -25,28 +26,53 @@ _DROPPED = (
 _LAST = ("properties", "items", "required")
 
 
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """A rule that the API server checks, in CEL; `self` is a value of the model that it belongs to."""
+
+    rule: str
+    message: str
+    path: str | None = None
+    """The field that the refusal names, from the model's own place on, e.g. ``.members``."""
+    reason: str = "FieldValueInvalid"
+
+    def schema(self) -> dict[str, str]:
+        """As ``x-kubernetes-validations`` has it."""
+        found = {"rule": self.rule, "message": self.message, "reason": self.reason}
+        return found | ({"fieldPath": self.path} if self.path else {})
+
+
+Validations = Mapping[str, Sequence[Validation]]
+
+
 def keyed_list(key: str) -> JsonDict:
     """Beside a list field: its items are told apart, and merged, by this field of theirs."""
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
 
 
-def structural(model: type[BaseModel]) -> dict[str, Any]:
+def structural(model: type[BaseModel], validations: Validations | None = None) -> dict[str, Any]:
     """The schema of a model: no references, no unions, no titles, unknown fields left to pruning.
 
     Optional fields are absent rather than null, as in Kubernetes. A default object is written as ``{}`` when its own
     fields have defaults: the API server fills those in.
 
+    Args:
+        model: The document.
+        validations: CEL rules by the name of the model that they belong to, wherever it stands in the document.
+
     Raises:
         ValueError: The model holds what a structural schema cannot say, e.g. a union of two objects.
     """
     schema = model.model_json_schema()
-    converted = _convert(schema, schema.get("$defs", {}))
+    converted = _convert(schema, schema.get("$defs", {}), validations or {})
     return cast(dict[str, Any], json.loads(json.dumps(converted)))  # no part shared with another: YAML would say `*id1`
 
 
-def _convert(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
+def _convert(node: Mapping[str, Any], definitions: Mapping[str, Any], validations: Validations) -> dict[str, Any]:
     node = _resolve(node, definitions)
     out = {key: value for key, value in node.items() if key not in _DROPPED}
+    if "properties" in node and (rules := validations.get(node.get("title", ""))):
+        out["x-kubernetes-validations"] = [rule.schema() for rule in rules]
     if "const" in node:
         out["enum"] = [node["const"]]
     for bound, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
@@ -55,12 +81,14 @@ def _convert(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[st
     if node.get("default") is not None:
         out["default"] = {} if node["type"] == "object" else node["default"]
     if "properties" in node:
-        out["properties"] = {name: _convert(child, definitions) for name, child in node["properties"].items()}
+        out["properties"] = {
+            name: _convert(child, definitions, validations) for name, child in node["properties"].items()
+        }
     if "items" in node:
-        out["items"] = _convert(node["items"], definitions)
+        out["items"] = _convert(node["items"], definitions, validations)
     for values in (node.get("additionalProperties"), *node.get("patternProperties", {}).values()):
         if isinstance(values, Mapping):  # what keys look like, a structural schema can only say in CEL
-            out["additionalProperties"] = _convert(values, definitions)
+            out["additionalProperties"] = _convert(values, definitions, validations)
     return {key: out[key] for key in (*(k for k in sorted(out) if k not in _LAST), *(k for k in _LAST if k in out))}
 
 
