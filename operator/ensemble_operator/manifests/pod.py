@@ -9,7 +9,7 @@ from typing import Any
 from ensemble_operator.api.placement import Placement
 from ensemble_operator.manifests import models
 from ensemble_operator.manifests.models import CACHE, Fetch
-from ensemble_operator.manifests.resources import Resources
+from ensemble_operator.manifests.resources import Resources, binary
 from ensemble_operator.manifests.runtime_config import PORT
 from ensemble_operator.manifests.settings import PodSettings
 from ensemble_runtime.config import Serving
@@ -89,7 +89,7 @@ def pod_spec(
             {"name": "tmp", "emptyDir": {}},
             {
                 "name": "shm",
-                "emptyDir": {"medium": "Memory", "sizeLimit": f"{resources.shared_memory_bytes // 2**20}Mi"},
+                "emptyDir": {"medium": "Memory", "sizeLimit": binary(resources.shared_memory_bytes)},
             },
             {"name": "cache", **_cache(settings)},
             *models.volumes(claims),
@@ -104,7 +104,7 @@ def pod_spec(
             f"fetch-{i}",
             image,
             settings,
-            ["fetch", "--cache", CACHE, f"{CONFIG_FOLDER}/{fetch.file}"],
+            ["fetch", *settings.cache_options, f"{CONFIG_FOLDER}/{fetch.file}"],
             claims,
             resources=resources.without_gpus().container(),
             secret=fetch.secret,

@@ -49,7 +49,7 @@ class Resources:
 
     def container(self) -> dict[str, Any]:
         """As a container spells it."""
-        memory = {"memory": f"{self.memory_bytes // MIB}Mi"}
+        memory = {"memory": binary(self.memory_bytes)}
         cpu = {"cpu": quantity(self.cpu_millis)}
         gpus = {name: str(count) for name, count in self.gpus}
         limits = (cpu if self.exclusive else {}) | (memory if self.memory_limited else {}) | gpus
@@ -104,6 +104,12 @@ def host_bytes(cell: Cell, plan: Plan) -> int:
 def quantity(millis: int) -> str:
     """Thousandths of a core as Kubernetes writes them: 2 or 500m."""
     return str(millis // 1000) if millis % 1000 == 0 else f"{millis}m"
+
+
+def binary(size: int) -> str:
+    """Whole MiB as Kubernetes writes them back: 6090Mi or 2Gi."""
+    mib = size // MIB
+    return f"{mib // 1024}Gi" if mib % 1024 == 0 else f"{mib}Mi"
 
 
 def _whole_mib(size: int) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ensemble_operator.api.ensemble import InferenceEnsemble
 from ensemble_operator.inventory.device import Device
+from ensemble_operator.manifests.models import CACHE
 from ensemble_runtime.config import DeviceKind, ModelFormat
 
 
@@ -24,11 +25,18 @@ class PodSettings:
     pull_secrets: tuple[str, ...] = ()
     model_cache_claim: str | None = None
     """PersistentVolumeClaim of the model cache, in the ensemble's namespace; None: a volume that ends with the pod."""
+    model_cache_mib: int = 0
+    """Most that fetched models take in it; 0: no limit."""
     device_class: str = "gpu.nvidia.com"
     """DeviceClass, and driver, of the GPUs that ResourceSlices tell of."""
     uuid_attribute: str = "uuid"
     """The driver's attribute that holds a GPU's UUID."""
     log_level: str = "INFO"
+
+    @property
+    def cache_options(self) -> list[str]:
+        """How `ensemble-runtime` is told of the model cache."""
+        return ["--cache", CACHE, *(["--cache-mib", str(self.model_cache_mib)] if self.model_cache_mib else [])]
 
     def image(self, ensemble: InferenceEnsemble, devices: Sequence[Device]) -> str:
         """The smallest image that can serve the members on these devices."""

@@ -64,8 +64,7 @@ def of_kind(objects: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 
 def mib(quantity: str) -> int:
-    assert quantity.endswith("Mi")
-    return int(quantity[:-2])
+    return int(quantity[:-2]) * {"Mi": 1, "Gi": 1024}[quantity[-2:]]
 
 
 def millis(quantity: str) -> int:
