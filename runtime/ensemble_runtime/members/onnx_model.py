@@ -50,8 +50,9 @@ class OnnxModel:
         _check_precision(member.precision, [*found_inputs, *found_outputs])
         for found, spec in zip(found_inputs, inputs, strict=True):
             _check_shape(found, spec)
-        self._input_names = [found.name for found in found_inputs]
-        self._output_names = [found.name for found in found_outputs]
+        # In the manifest's order.
+        self.input_names = [found.name for found in found_inputs]
+        self.output_names = [found.name for found in found_outputs]
         self._input_types = [_input_type(found, spec) for found, spec in zip(found_inputs, inputs, strict=True)]
         self._casts = any(dtype_of(spec) != wanted for spec, wanted in zip(inputs, self._input_types, strict=True))
 
@@ -59,7 +60,7 @@ class OnnxModel:
         """See `Model.predict`. IO binding and OrtValues were measured and are slower than a plain run on a CPU."""
         if self._casts:
             inputs = [x.astype(wanted, copy=False) for x, wanted in zip(inputs, self._input_types, strict=True)]
-        answers = self._session.run(self._output_names, dict(zip(self._input_names, inputs, strict=True)))
+        answers = self._session.run(self.output_names, dict(zip(self.input_names, inputs, strict=True)))
         return [as_declared(answer, spec) for answer, spec in zip(answers, self._outputs, strict=True)]
 
 

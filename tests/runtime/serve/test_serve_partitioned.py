@@ -1,0 +1,88 @@
+"""A partitioned member is a cell like any other: it answers, is killed, comes back, and ends with its runtime."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+Serve = Callable[[dict[str, Any]], Any]
+STEPS, FEATURES, HIDDEN = 16, 24, 32
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Path:
+    """Two LSTM layers over rows of (steps, features), of which the last step is the answer."""
+    random = np.random.default_rng(0)
+    weights = {"last": np.array(-1), "one": np.array([1])}
+    nodes = [helper.make_node("Transpose", ["x"], ["s0"], perm=[1, 0, 2])]
+    for i, features in enumerate((FEATURES, HIDDEN)):
+        weights[f"W{i}"] = random.normal(size=(1, 4 * HIDDEN, features), scale=0.2).astype(np.float32)
+        weights[f"R{i}"] = random.normal(size=(1, 4 * HIDDEN, HIDDEN), scale=0.2).astype(np.float32)
+        nodes.append(helper.make_node("LSTM", [f"s{i}", f"W{i}", f"R{i}"], [f"y{i}"], hidden_size=HIDDEN))
+        nodes.append(helper.make_node("Squeeze", [f"y{i}", "one"], [f"s{i + 1}"]))
+    nodes.append(helper.make_node("Gather", ["s2", "last"], ["y"], axis=0))
+    graph = helper.make_graph(
+        nodes,
+        "stack",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", STEPS, FEATURES])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", HIDDEN])],
+        [numpy_helper.from_array(value, name) for name, value in weights.items()],
+    )
+    path = tmp_path / "stack.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    return path
+
+
+@pytest.mark.parametrize("partition", [{"objective": "Latency"}, {"objective": "Memory", "latencyMs": 60_000}])
+def test_a_partitioned_member_serves(serve: Serve, stack: Path, partition: dict[str, Any]) -> None:
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip("two devices need two cores")
+    devices = [
+        {"name": f"core-{core}", "kind": "CPU", "type": "cpu-1", "memoryBytes": 1 << 30, "cores": [core]}
+        for core in cores[:2]
+    ]
+    first, second = (device["name"] for device in devices)
+    model = {"uri": stack.as_uri(), "format": "ONNX"}
+    server = serve(
+        {
+            "name": "ensemble",
+            "members": [{"name": "stack", "model": model, "partition": partition}],
+            "inputs": [{"name": "x", "datatype": "FP32", "shape": [STEPS, FEATURES]}],
+            "outputs": [{"name": "y", "datatype": "FP32", "shape": [HIDDEN]}],
+            "combination": {"rule": "Mean", "predictions": "Values"},
+            "devices": devices,
+            "cells": [{"device": first, "secondDevice": second, "member": "stack", "batchSize": 4}],
+            "listen": {"port": 0},
+        }
+    )
+    whole = onnxruntime.InferenceSession(str(stack), providers=["CPUExecutionProvider"])
+
+    def check() -> None:
+        for rows in (1, 4, 3, 9):
+            x = np.random.default_rng(rows).normal(size=(rows, STEPS, FEATURES)).astype(np.float32)
+            np.testing.assert_allclose(server.infer(x), whole.run(None, {"x": x})[0], rtol=1e-5, atol=1e-6)
+
+    check()
+    if partition["objective"] == "Memory":  # with so much time, nothing is left on the scarce device
+        lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
+        (told,) = (line for line in lines if line["message"] == "member partitioned")
+        assert told["weight_bytes"][0] == 0
+    pid = server.pid(f"stack@{first}")
+    os.kill(pid, signal.SIGKILL)
+    server.until(lambda: server.pid(f"stack@{first}") not in (None, pid))
+    server.until(lambda: server.ready()[0])
+    check()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(30) == 0
+    server.assert_gone()
