@@ -27,3 +27,9 @@ class RuntimeEndedError(EnsembleError):
     def __init__(self, code: int) -> None:
         super().__init__(f"the runtime ended with exit code {code}; its message is above")
         self.exit_code = code if code > 0 else 1
+
+
+class ClusterConfigError(EnsembleError):
+    """No kubeconfig, or none that says how to reach a cluster."""
+
+    exit_code = 78

@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
+from ensemble_operator.cli.cluster_commands import add_to
 from ensemble_operator.cli.output import Output, note
+from ensemble_runtime.config import Partition, PartitionObjective
 from ensemble_runtime.errors import EnsembleError
 
 app = typer.Typer(
@@ -21,9 +23,11 @@ app = typer.Typer(
     help=(
         "Serve an ensemble of deep networks from one manifest.\n\n"
         "`ensemblectl plan FILE` shows who would run where, `ensemblectl up FILE` serves it, `ensemblectl predict` and "
-        "`ensemblectl bench` use it. Data goes to stdout, progress and messages to stderr.\n\n"
+        "`ensemblectl bench` use it. `status`, `inventory` and `explain` look into a cluster. Data goes to stdout, "
+        "progress and messages to stderr.\n\n"
         "Exit codes: 0 done, 2 wrong usage, 65 wrong manifest or data, 66 to 73 as the runtime's (model, digest, "
-        "format, device, memory, shared memory, port, start), 74 no server, 76 refused by the server, 130 Ctrl-C."
+        "format, device, memory, shared memory, port, start), 74 no server, 76 refused by the server, 78 no usable "
+        "kubeconfig, 130 Ctrl-C."
     ),
 )
 
@@ -140,6 +144,61 @@ def profile(
 
 
 @app.command()
+def partition(
+    file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="The model.")],
+    objective: Annotated[
+        PartitionObjective,
+        typer.Option(case_sensitive=False, help="The least time, or the least memory on the first device in time."),
+    ] = PartitionObjective.LATENCY,
+    latency_ms: Annotated[
+        float | None, typer.Option("--latency-ms", min=0.001, help="Most that a batch may take; Memory needs it.")
+    ] = None,
+    devices: Annotated[
+        str, typer.Option(metavar="A,B", help="Two devices: gpu, cpu, or names such as cpu0; the scarce one first.")
+    ] = "cpu,cpu",
+    simulated_gpu: Annotated[
+        str | None,
+        typer.Option(
+            "--simulated-gpu",
+            metavar="COSTS",
+            help="The first device is a GPU that is not there, e.g. speedup=8,LSTM=3,launchUs=8,latencyUs=15,"
+            "gibPerSecond=12: times faster than a core, by operator type, and what launches and copies cost.",
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, max=65_536, help="Rows of a batch.")] = 1,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(metavar="INPUT=N,N", help="An input's size without rows, where the model leaves it open."),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Also write the schedule as one HTML page with charts.")] = None,
+    output: Form = Output.TABLE,
+) -> None:
+    """Show how two devices would share one recurrent ONNX model, operator by operator.
+
+    Measures every operator on both, opens recurrent layers into chunks of time steps that overlap, and schedules them.
+    Either device alone is shown beside it, with the curve of memory on the first device against latency.
+
+    [bold]Examples[/]
+
+        ensemblectl partition model.onnx
+
+        ensemblectl partition model.onnx --objective memory --latency-ms 20 --simulated-gpu speedup=4
+
+        ensemblectl partition model.onnx --devices gpu,cpu --shape x=64,256 --html partition.html
+    """
+    from ensemble_operator.cli.partition import Question, shapes, show_partition
+
+    if objective is PartitionObjective.MEMORY and latency_ms is None:
+        raise typer.BadParameter("objective Memory needs --latency-ms", param_hint="--objective")
+    names = devices.split(",")
+    if len(names) != 2:
+        raise typer.BadParameter(f"got '{devices}', expected two, e.g. gpu,cpu", param_hint="--devices")
+    wanted = Partition(objective=objective, latency_ms=latency_ms)
+    question = Question(file, wanted, (names[0], names[1]), simulated_gpu, rows, shapes(shape or []))
+    show_partition(question, html=html, output=output)
+
+
+@app.command()
 def predict(
     address: Address,
     data: Annotated[
@@ -194,6 +253,9 @@ def bench(
     show_load(address, port, connections=connections, rows=rows, seconds=seconds, output=output)
 
 
+add_to(app)
+
+
 def _device_changes(text: str) -> dict[str, int]:
     """`devices=+2xA100,-1xT4` as numbers by type."""
     found = [re.fullmatch(r"([+-]\d{1,4})x(\S+)", part) for part in text.removeprefix("devices=").split(",") if part]
@@ -202,15 +264,20 @@ def _device_changes(text: str) -> dict[str, int]:
     return {match[2]: int(match[1]) for match in found if match}
 
 
-def main() -> None:
-    """Run `ensemblectl`; failures are told in one line and an exit code."""
+def run(application: typer.Typer, name: str) -> None:
+    """Run an application; failures are told in one line and an exit code."""
     try:
-        app()
+        application()
     except EnsembleError as error:
-        note(f"ensemblectl: {error}")
+        note(f"{name}: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def main() -> None:
+    """Run `ensemblectl`."""
+    run(app, "ensemblectl")
 
 
 if __name__ == "__main__":
