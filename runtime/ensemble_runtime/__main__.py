@@ -43,6 +43,9 @@ def _parser() -> argparse.ArgumentParser:
 
     fetch = commands.add_parser("fetch", help="fetch the models of a request and print path, sha256 and size of each")
     fetch.add_argument("document", metavar="REQUEST.json", type=Path)
+    fetch.add_argument(
+        "--cache-mib", type=int, metavar="N", help="evict what was used longest ago where all fetched models take more"
+    )
     fetch.set_defaults(command=_fetch)
 
     profile = commands.add_parser("profile", help="measure members on devices; prints one JSON record a line")
@@ -53,7 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     pairs.add_argument("document", metavar="REQUEST.json", type=Path)
     pairs.set_defaults(command=_interference)
 
-    for command in (serve, fetch, profile, pairs):
+    partition = commands.add_parser("partition", help="find how two devices share a model; prints JSON records")
+    partition.add_argument("document", metavar="REQUEST.json", type=Path)
+    partition.set_defaults(command=_partition)
+
+    for command in (serve, fetch, profile, pairs, partition):
         command.add_argument("--cache", type=Path, default=default_cache(), help="folder for fetched models")
     for command in (serve, profile):
         command.add_argument(
@@ -89,12 +96,17 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _fetch(options: argparse.Namespace) -> int:
+    from ensemble_runtime.members.eviction import trim
     from ensemble_runtime.members.storage import fetch
     from ensemble_runtime.profiler import FetchRequest
 
+    fetched = []  # all of them at once: none makes room for another
     for member in _read(options.document, FetchRequest).members:
         model = fetch(member.model, options.cache)
+        fetched.append(model)
         _emit({"member": member.name, "path": str(model.path), "sha256": model.sha256, "size": model.size})
+    if options.cache_mib is not None:
+        trim(options.cache, options.cache_mib * 2**20)
     return 0
 
 
@@ -120,6 +132,15 @@ def _interference(options: argparse.Namespace) -> int:
     from ensemble_runtime.interference import PairsRequest, interference
 
     for record in interference(_read(options.document, PairsRequest), options.cache):
+        _emit(record)
+    return 0
+
+
+def _partition(options: argparse.Namespace) -> int:
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before numpy is imported, as in `_serve`
+    from ensemble_runtime.partition.answer import PartitionRequest, partition
+
+    for record in partition(_read(options.document, PartitionRequest), options.cache):
         _emit(record)
     return 0
 

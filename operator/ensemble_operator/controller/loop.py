@@ -97,6 +97,8 @@ class Loop:
             image_onnx=settings.runtime_image_onnx,
             image_full=settings.runtime_image_full,
             pull_policy=settings.image_pull_policy,
+            model_cache_claim=settings.model_cache_claim or None,
+            model_cache_mib=settings.model_cache_mib,
         )
         self._dirty = asyncio.Event()
         self._first = True

@@ -48,6 +48,10 @@ class Settings(BaseModel):
         "", description="Name of a ConfigMap that lists the devices, for installs that may not read nodes."
     )
     static_namespace: str = Field("", description="Namespace of that ConfigMap; empty: that of `namespace`.")
+    model_cache_claim: str = Field(
+        "", description="PersistentVolumeClaim of the model cache, in each ensemble's namespace; empty: one a pod."
+    )
+    model_cache_mib: int = Field(0, ge=0, le=2**30, description="Most that fetched models take; 0: no limit.")
     gpu_reserve_mib: int = Field(
         600, ge=0, le=2**20, description="Memory of each GPU that no member gets: driver and CUDA context."
     )

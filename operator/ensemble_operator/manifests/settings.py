@@ -26,7 +26,7 @@ class PodSettings:
     model_cache_claim: str | None = None
     """PersistentVolumeClaim of the model cache, in the ensemble's namespace; None: a volume that ends with the pod."""
     model_cache_mib: int = 0
-    """Most that fetched models take in it; 0: no limit."""
+    """Most that fetched models may take in it; 0: no limit."""
     device_class: str = "gpu.nvidia.com"
     """DeviceClass, and driver, of the GPUs that ResourceSlices tell of."""
     uuid_attribute: str = "uuid"
@@ -35,7 +35,7 @@ class PodSettings:
 
     @property
     def cache_options(self) -> list[str]:
-        """How `ensemble-runtime` is told of the model cache."""
+        """How `ensemble-runtime fetch` is told of the model cache."""
         return ["--cache", CACHE, *(["--cache-mib", str(self.model_cache_mib)] if self.model_cache_mib else [])]
 
     def image(self, ensemble: InferenceEnsemble, devices: Sequence[Device]) -> str:

@@ -20,12 +20,14 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, BinaryIO
 
 from ensemble_runtime.config import ModelSource
 from ensemble_runtime.errors import DigestMismatchError, ModelUnavailableError
+from ensemble_runtime.members.eviction import LOCK_SUFFIX, PARTIAL, lease
 
 Progress = Callable[[int, int | None], None]
 """Called with the bytes so far and the bytes in all, where known."""
@@ -48,6 +50,8 @@ class FetchedModel:
     sha256: str
     size: int
     """Bytes."""
+    lease: BufferedReader | None = field(default=None, repr=False, compare=False)
+    """Keeps a cached file from being evicted for as long as it is referred to."""
 
 
 def fetch(
@@ -113,8 +117,9 @@ def _store(source: ModelSource, cache: Path, progress: Progress | None, max_byte
     where = redacted(source.uri)
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache, prefix="fetch-", delete=False) as partial:
+        with tempfile.NamedTemporaryFile(dir=cache, prefix=PARTIAL, delete=False) as partial:
             try:
+                fcntl.flock(partial, fcntl.LOCK_SH)
                 with _opened(source.uri) as (remote, total):
                     digest, size = _copy(remote, partial, progress, total, max_bytes, where)
                 _check(source, digest)
@@ -122,6 +127,7 @@ def _store(source: ModelSource, cache: Path, progress: Progress | None, max_byte
                 entry.parent.mkdir(parents=True, exist_ok=True)
                 partial.flush()
                 os.fsync(partial.fileno())
+                held = lease(Path(partial.name))
                 Path(partial.name).rename(entry)
             except BaseException:
                 Path(partial.name).unlink(missing_ok=True)
@@ -133,7 +139,7 @@ def _store(source: ModelSource, cache: Path, progress: Progress | None, max_byte
             else "check the address, the network and the cache folder"
         )
         raise ModelUnavailableError(f"model {where}: {_reason(error)}; {advice}") from error
-    return FetchedModel(entry, digest, size)
+    return FetchedModel(entry, digest, size, held)
 
 
 def _copy(
@@ -174,11 +180,15 @@ def _entry(cache: Path, digest: str) -> Path:
 
 def _intact(entry: Path, digest: str) -> FetchedModel | None:
     """The cached file if it is there and unharmed; a damaged one is to be fetched again."""
-    if not entry.is_file():
+    file = lease(entry)
+    if file is None:
         return None
-    with entry.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    return FetchedModel(entry, digest, entry.stat().st_size) if found == digest else None
+    if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+        file.close()
+        return None
+    with contextlib.suppress(OSError):  # the cache may be another user's: then its own fetches tell what is used
+        os.utime(entry)
+    return FetchedModel(entry, digest, os.fstat(file.fileno()).st_size, file)
 
 
 @contextlib.contextmanager
@@ -186,7 +196,7 @@ def _locked(entry: Path) -> Iterator[None]:
     """One fetcher a file: the others wait, and then find it in the cache. The kernel frees the lock of a dead one."""
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
-        lock = (entry.parent / f"{entry.name}.lock").open("ab")
+        lock = (entry.parent / f"{entry.name}{LOCK_SUFFIX}").open("ab")
     except OSError as error:
         raise ModelUnavailableError(
             f"model cache: {error.strerror}: {error.filename}; give a folder that can be written"

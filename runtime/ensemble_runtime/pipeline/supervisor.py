@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ensemble_runtime.config import DeviceKind, Rule, RuntimeConfig
 from ensemble_runtime.errors import EnsembleError, PortTakenError, StartupError
-from ensemble_runtime.members.storage import fetch
+from ensemble_runtime.members.storage import FetchedModel, fetch
 from ensemble_runtime.pipeline import forge, repair
 from ensemble_runtime.pipeline.arena import FAILED, READY, SERVICES, STARTING, Arena
 from ensemble_runtime.pipeline.combination import combine_until_killed
@@ -63,7 +63,8 @@ def run(config: RuntimeConfig, cache: Path, gateway: GatewayMain) -> int:
         EnsembleError: it could not start; nothing is left behind.
     """
     listener = _listen(config)
-    paths = _fetch_models(config, cache)
+    models = _fetch_models(config, cache)  # held until the end: a process that is replaced loads its model again
+    paths = {name: model.path for name, model in models.items()}
     arena = Arena.create(config)
     _keep_memory()
     supervisor = Supervisor(arena, paths, listener, gateway)
@@ -448,14 +449,14 @@ def _listen(config: RuntimeConfig) -> socket.socket:
     return listener
 
 
-def _fetch_models(config: RuntimeConfig, cache: Path) -> dict[str, Path]:
+def _fetch_models(config: RuntimeConfig, cache: Path) -> dict[str, FetchedModel]:
     """Fetch and check every model that a real device will load."""
     real = {device.name for device in config.devices if device.kind is not DeviceKind.SIMULATED}
     needed = {cell.member for cell in config.cells if cell.device in real}
-    paths = {m.name: fetch(m.model, cache).path for m in config.members if m.name in needed}
+    models = {m.name: fetch(m.model, cache) for m in config.members if m.name in needed}
     if config.combination.rule is Rule.STACKING and config.combination.model is not None:
-        paths[STACKING] = fetch(config.combination.model, cache).path
-    return paths
+        models[STACKING] = fetch(config.combination.model, cache)
+    return models
 
 
 def _keep_memory() -> None:
