@@ -16,8 +16,9 @@ import numpy as np
 
 from ensemble_runtime.config import Device, DeviceKind
 from ensemble_runtime.errors import DeviceUnavailableError, ModelInvalidError
+from ensemble_runtime.partition.gates import Gate
 from ensemble_runtime.partition.graph import Graph, Placement
-from ensemble_runtime.partition.plan import Array, Bound, Memory, bound, gate, on_gpu
+from ensemble_runtime.partition.plan import Array, Bound, Memory, bound, on_gpu
 from ensemble_runtime.partition.runs import program
 from ensemble_runtime.partition.sessions import Piece, cut_out, open_session
 from ensemble_runtime.partition.shapes import Found, shapes_of
@@ -158,7 +159,7 @@ class _SecondDevice:
     """The thread of the second device: sleeps until it is given something to do."""
 
     def __init__(self, device: Device) -> None:
-        self._begin, self._end = gate(), gate()
+        self._begin, self._end = Gate(), Gate()
         self._work: Callable[[], object] | None = None
         self._answer: object = None
         self._thread = Thread(target=self._live, name=f"partition-{device.name}", daemon=True)

@@ -9,13 +9,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from threading import Lock
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from ensemble_runtime.partition.gates import Gate
 from ensemble_runtime.partition.graph import Graph, Placement
 from ensemble_runtime.partition.runs import Program, Run, root
 from ensemble_runtime.partition.shapes import Found
@@ -113,7 +113,7 @@ Sessions = Sequence[tuple[Any, Mapping[str, str]]]
 
 def bound(graph: Graph, program: Program, sessions: Sessions, memory: Memory) -> Bound:
     """Bind a program's runs to its tensors."""
-    gates = {i: gate() for i, run in enumerate(program.runs) if run.feeds}
+    gates = {i: Gate() for i, run in enumerate(program.runs) if run.feeds}
     steps: tuple[list[Step], list[Step]] = ([], [])
     for i, (run, (session, names)) in enumerate(zip(program.runs, sessions, strict=True)):
         wait = gates[run.waits].acquire if run.waits is not None else None
@@ -145,13 +145,6 @@ def _binding(session: Any, run: Run, names: Mapping[str, str], memory: Memory) -
     for name in run.outputs:
         binding.bind_output(names[name], *memory.bind(name))
     return binding
-
-
-def gate() -> Lock:
-    """Closed until its run has ended; passing through closes it again."""
-    gate = Lock()
-    gate.acquire()
-    return gate
 
 
 def _walk(steps: Sequence[Step]) -> BaseException | None:
