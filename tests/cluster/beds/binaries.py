@@ -7,6 +7,7 @@ Where `KUBEBUILDER_ASSETS` names a folder that holds a program, that one is take
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import platform
 import re
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 MODULES = Path(__file__).parent.parent / "binaries"
+SOURCES = Path(__file__).parent.parent / "plugins"
 MINIMUM_GO = (1, 26)
 KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet", "kube-proxy")
 CONTROL_PLANE = ("etcd", *KUBERNETES[:4])
@@ -28,7 +30,9 @@ INSTALLABLE = {
     "kubeconform": ("github.com/yannh/kubeconform/cmd/kubeconform", "v0.8.0"),
     "promtool": ("github.com/prometheus/prometheus/cmd/promtool", "v0.316.0"),
 }
-ALL = (*CONTROL_PLANE, *KUBERNETES[4:], *INSTALLABLE)
+# Of this repository, by their folder in tests/cluster/plugins.
+PLUGINS = {"gpu-device-plugin": "device", "gpu-dra-driver": "dra"}
+ALL = (*CONTROL_PLANE, *KUBERNETES[4:], *INSTALLABLE, *PLUGINS)
 
 
 class BuildError(Exception):
@@ -39,6 +43,9 @@ def version(name: str) -> str:
     """The version of a program, the one place being go.mod where it is built from a module of ours."""
     if name in INSTALLABLE:
         return INSTALLABLE[name][1]
+    if name in PLUGINS:
+        sources = (SOURCES / "go.mod", SOURCES / PLUGINS[name] / "main.go")
+        return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
     module = "etcd" if name == "etcd" else "kubernetes"
     required = re.search(r"^require \S+ (v\S+)$", (MODULES / module / "go.mod").read_text(), re.MULTILINE)
     assert required, f"{MODULES / module / 'go.mod'} requires no version"
@@ -111,16 +118,23 @@ def _go(name: str, target: Path) -> None:
         # Outside of any module; `go install` itself chooses no file name.
         folder, environment["GOBIN"] = target.parent, str(target.parent)
     else:
-        package = "go.etcd.io/etcd/server/v3" if name == "etcd" else f"k8s.io/kubernetes/cmd/{name}"
+        package, folder = _package(name)
         command = ["go", "build", "-trimpath", "-ldflags", _linker_flags(name), "-o", str(target), package]
-        folder = MODULES / ("etcd" if name == "etcd" else "kubernetes")
     result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if result.returncode != 0:
         raise BuildError(f"go cannot build {name} {version(name)}: {result.stderr[-2000:]}")
 
 
-def _linker_flags(name: str) -> str:
+def _package(name: str) -> tuple[str, Path]:
+    if name in PLUGINS:
+        return f"./{PLUGINS[name]}", SOURCES
     if name == "etcd":
+        return "go.etcd.io/etcd/server/v3", MODULES / "etcd"
+    return f"k8s.io/kubernetes/cmd/{name}", MODULES / "kubernetes"
+
+
+def _linker_flags(name: str) -> str:
+    if name not in KUBERNETES:
         return "-s -w"
     # Without these the API server calls itself v0.0.0, which clients take at its word.
     major, minor = version(name).removeprefix("v").split(".")[:2]

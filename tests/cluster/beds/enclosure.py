@@ -18,7 +18,7 @@ if __name__ == "__main__":
 from beds import binaries, images
 
 MARK = "ENSEMBLES_ENCLOSED"
-PROGRAMS = (*binaries.CONTROL_PLANE, "kubelet", "kube-proxy", "coredns", "helm")
+PROGRAMS = (*binaries.CONTROL_PLANE, "kubelet", "kube-proxy", "coredns", "helm", "gpu-device-plugin")
 PACKAGES = {
     "buildah": "buildah",
     "containerd": "containerd",

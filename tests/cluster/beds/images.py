@@ -59,7 +59,7 @@ PROJECT = (Image(OPERATOR, "operator/Dockerfile"), Image(RUNTIME, "runtime/Docke
 
 
 def provide(images: tuple[Image, ...], say: Callable[[str], None]) -> list[Path]:
-    """Build what has changed; the archives that a node loads, pause image included.
+    """Build what has changed; the archives that nodes load.
 
     Raises:
         ImageError: A tool failed.
@@ -73,6 +73,11 @@ def provide(images: tuple[Image, ...], say: Callable[[str], None]) -> list[Path]
     for image in images:
         say(f"building {image.name} from {image.dockerfile} ...")
         _build(image)
+    return archives(images)
+
+
+def archives(images: tuple[Image, ...]) -> list[Path]:
+    """The archives of images that have been built, the pause image first. No network is needed."""
     return [_archive(name) for name in (PAUSE, *(image.name for image in images))]
 
 

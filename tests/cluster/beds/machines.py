@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,9 @@ DNS_ADDRESS = "198.18.0.10"
 SERVICES = "10.96.0.0/16"
 PODS = "10.244.0.0/16"
 PROXY, DNS = "system:kube-proxy", "bed:dns"
+PROXY_HEALTH = "127.0.0.1:10256"
 MOST_NODES = 5
+NVML_STUB = Path(__file__).parents[2] / "unit" / "devices" / "stub_nvml.c"
 # Lost nodes are noticed within seconds; Kubernetes' own 40 s are for networks that hiccup.
 MONITORING = ("--node-monitor-period=1s", "--node-monitor-grace-period=6s", "--node-startup-grace-period=30s")
 
@@ -39,17 +42,19 @@ class Machines:
         binaries: Mapping[str, Path],
         images: Sequence[Path],
         folder: Path,
+        *,
         count: int = 2,
-        labels: Mapping[str, str] | None = None,
+        gpus: int = 2,
     ) -> None:
         self._binaries = binaries
         self._images = images
-        self._labels = labels or {}
         users = {f"system:node:node-{i}": ("system:nodes",) for i in range(1, MOST_NODES + 1)}
         # CoreDNS reads what an administrator may read; its own Role would test CoreDNS, not this project.
         users |= {PROXY: (), DNS: ("system:masters",)}
         options = Options(address=API_ADDRESS, services=SERVICES, users=users, controllers=MONITORING)
         self._count = count
+        self._gpus = gpus
+        self._nvml = folder / "nvml"
         self.folder = folder
         self._options = options
         self.nodes: dict[str, Node] = {}
@@ -59,11 +64,14 @@ class Machines:
         self.plane = ControlPlane(self._binaries, self.folder, self._options)
         try:
             self.plane.__enter__()
+            self._compile_nvml()
             self._proxy, self._dns = self._programs()
             self._proxy.start()
             self._dns.start()
             for _ in range(self._count):
                 self.add()
+            self._proxy.wait_until(_proxy_healthy, "rules of Services written")
+            self._dns.wait_until(lambda: True, "running")
         except BaseException:
             self.stop()
             raise
@@ -83,12 +91,25 @@ class Machines:
     def add(self) -> Node:
         """One more node joins, with all images."""
         number = len(self.nodes) + 1
-        place = Place(f"node-{number}", f"198.18.1.{number}", f"10.244.{number}.0/24", DNS_ADDRESS)
+        place = Place(
+            name=f"node-{number}",
+            address=f"198.18.1.{number}",
+            pods=f"10.244.{number}.0/24",
+            dns=DNS_ADDRESS,
+            labels=_gpu_labels(self._gpus) if self._gpus else {},
+            gpus=tuple(f"GPU-node-{number}-{i}" for i in range(self._gpus)),
+            nvml=self._nvml,
+        )
         _address(place.address)
-        node = Node(place, self.plane, self._binaries, self._labels)
+        node = Node(place, self.plane, self._binaries)
         self.nodes[node.name] = node
         node.start(self._images)
         return node
+
+    def _compile_nvml(self) -> None:
+        self._nvml.mkdir()
+        library = str(self._nvml / "libnvidia-ml.so.1")
+        subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, str(NVML_STUB)], check=True)
 
     def _network(self) -> None:
         for address in (API_ADDRESS, DNS_ADDRESS):
@@ -106,8 +127,7 @@ class Machines:
             "--conntrack-max-per-core=0",
             "--conntrack-tcp-timeout-established=0",
             "--conntrack-tcp-timeout-close-wait=0",
-            "--healthz-bind-address=127.0.0.1:0",
-            "--metrics-bind-address=127.0.0.1:0",
+            f"--healthz-bind-address={PROXY_HEALTH}",
             "--iptables-min-sync-period=100ms",
         ]
         proxy = Program("kube-proxy", [self._binaries["kube-proxy"], *flags], self.folder / "kube-proxy.log")
@@ -119,6 +139,25 @@ class Machines:
         )
         dns = Program("coredns", [self._binaries["coredns"], "-conf", corefile], self.folder / "coredns.log")
         return proxy, dns
+
+
+def _gpu_labels(count: int) -> dict[str, str]:
+    """What GPU feature discovery would say of the stub's GPUs."""
+    return {
+        "nvidia.com/gpu.product": "NVIDIA-A100-SXM4-40GB",
+        "nvidia.com/gpu.count": str(count),
+        "nvidia.com/gpu.memory": "40960",
+        "nvidia.com/gpu.replicas": "1",
+        "nvidia.com/gpu.sharing-strategy": "none",
+    }
+
+
+def _proxy_healthy() -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{PROXY_HEALTH}/healthz", timeout=5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def _address(address: str) -> None:

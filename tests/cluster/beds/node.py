@@ -31,32 +31,36 @@ class Place:
         address: Its address, on `lo`.
         pods: The range of its pods' addresses.
         dns: The address of the cluster's DNS.
+        labels: Its labels.
+        gpus: UUIDs of the GPUs that its device plugin offers.
+        nvml: The folder with the stub of NVML that containers with a GPU get.
     """
 
     name: str
     address: str
     pods: str
     dns: str
+    labels: Mapping[str, str]
+    gpus: tuple[str, ...]
+    nvml: Path
 
 
 class Node:
     """One node; `start`, `kill` (as if its power were cut), and `start` again."""
 
-    def __init__(
-        self, place: Place, plane: ControlPlane, binaries: Mapping[str, Path], labels: Mapping[str, str]
-    ) -> None:
+    def __init__(self, place: Place, plane: ControlPlane, binaries: Mapping[str, Path]) -> None:
         self.name = place.name
         self.place = place
         self.plane = plane
         self.folder = plane.folder / place.name
         self.socket = self.folder / "containerd.sock"
         self._cgroup = f"ensembles-{os.getpid()}-{place.name}"
-        self._labels = labels
         self.folder.mkdir(parents=True)
         self._write_configuration()
         self._holder = Program("namespace", [*self._unshare()], self.folder / "namespace.log")
         self.containerd = self._program("containerd", ["containerd", "--config", self.folder / "containerd.toml"])
         self.kubelet = self._program("kubelet", [binaries["kubelet"], *self._kubelet_flags()])
+        self.gpus = self._program("gpu-device-plugin", [binaries["gpu-device-plugin"], *self._gpu_flags()])
 
     def start(self, images: Iterable[Path]) -> None:
         """Bring the node up with these images; returns when it is ready."""
@@ -69,6 +73,9 @@ class Node:
         for archive in images:
             self.load(archive)
         self._start_kubelet()
+        if self.place.gpus:
+            self.gpus.start()
+            self.gpus.wait_until(lambda: self.allocatable("nvidia.com/gpu") == len(self.place.gpus), "GPUs offered")
 
     def load(self, archive: Path) -> None:
         """An image becomes known to the node."""
@@ -76,6 +83,7 @@ class Node:
 
     def kill(self) -> None:
         """End the kubelet, containerd and every container at once, as when the power is cut."""
+        self.gpus.kill()
         self.kubelet.kill()
         self.containerd.kill()
         self._kill_containers()
@@ -101,6 +109,14 @@ class Node:
             return False
         return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
+    def allocatable(self, resource: str) -> int:
+        """How many of a resource the kubelet offers to pods."""
+        return int(self.plane.admin.get(f"/api/v1/nodes/{self.name}")["status"]["allocatable"].get(resource, 0))
+
+    def break_gpus(self, *uuids: str) -> None:
+        """The device plugin reports these GPUs as unhealthy from now on, and all others as healthy."""
+        self._broken.write_text("\n".join(uuids))
+
     def within(self, *command: str | Path) -> list[str]:
         """A command line that runs in the node's mount namespace."""
         return ["nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", "--", *map(str, command)]
@@ -121,6 +137,14 @@ class Node:
         script = 'exec nsenter --mount="/proc/$(cat "$0")/ns/mnt" -- "$@"'
         pid = self.folder / "mounted"
         return Program(f"{name} of {self.name}", ["sh", "-c", script, pid, *command], self.folder / f"{name}.log")
+
+    @property
+    def _broken(self) -> Path:
+        return self.folder / "broken-gpus"
+
+    def _gpu_flags(self) -> list[str | Path]:
+        place = self.place
+        return [f"-uuids={','.join(place.gpus)}", f"-library={place.nvml}", f"-unhealthy={self._broken}"]
 
     def _unshare(self) -> list[str | Path]:
         lines = ["set -e"]
@@ -211,7 +235,7 @@ class Node:
             f"--cert-dir={self.folder / 'certificates'}",
             f"--hostname-override={self.name}",
             f"--node-ip={self.place.address}",
-            *([f"--node-labels={','.join(f'{k}={v}' for k, v in self._labels.items())}"] if self._labels else []),
+            f"--node-labels={','.join(f'{key}={value}' for key, value in self.place.labels.items())}",
         ]
 
 

@@ -3,6 +3,8 @@
    STUB_NVML_GPUS   how many GPUs there are (default 3)
    STUB_NVML_MIG    1: the third GPU is in MIG mode, with instances in slots 0 and 2
    STUB_NVML_FAIL   function=code: that function answers this NVML error
+   STUB_NVML_UUIDS  instead of the three: GPUs with these UUIDs, separated by commas, all like the first; a container of
+                    the tests' device plugin sees those that it got
 */
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,6 +33,24 @@ static struct device instances[] = {
     {"MIG-22222222-0000-0000-0000-000000000004", "NVIDIA H100 80GB HBM3 MIG 3g.40gb", "", 40192 * MIB, 40000 * MIB},
 };
 
+enum { MOST = 16 };
+static struct device chosen[MOST];
+static char uuids[1024], buses[MOST][24];
+
+/* How many GPUs STUB_NVML_UUIDS names; 0 where it is not set. */
+static unsigned choose(void) {
+    const char *list = getenv("STUB_NVML_UUIDS");
+    unsigned count = 0;
+    snprintf(uuids, sizeof uuids, "%s", list ? list : "");
+    for (char *uuid = strtok(uuids, ","); uuid && count < MOST; uuid = strtok(NULL, ",")) {
+        const char *dash = strrchr(uuid, '-');
+        snprintf(buses[count], sizeof buses[count], "00000000:%02X:00.0", 16 + (dash ? atoi(dash + 1) % 200 : 0));
+        chosen[count] = (struct device){uuid, gpus[0].name, buses[count], gpus[0].total, gpus[0].free_};
+        count++;
+    }
+    return count;
+}
+
 static int failure(const char *function) {
     const char *fail = getenv("STUB_NVML_FAIL");
     size_t length = strlen(function);
@@ -47,13 +67,14 @@ const char *nvmlErrorString(int code) { (void)code; return "stub error"; }
 int nvmlDeviceGetCount_v2(unsigned *count) {
     MAY_FAIL();
     const char *number = getenv("STUB_NVML_GPUS");
-    *count = number ? (unsigned)atoi(number) : 3;
+    *count = getenv("STUB_NVML_UUIDS") ? choose() : number ? (unsigned)atoi(number) : 3;
     return SUCCESS;
 }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, struct device **device) {
     if (index == 0) MAY_FAIL();
-    if (index >= 3) return INVALID_ARGUMENT;
-    *device = &gpus[index];
+    unsigned count = choose();
+    if (index >= (count ? count : 3)) return INVALID_ARGUMENT;
+    *device = count ? &chosen[index] : &gpus[index];
     return SUCCESS;
 }
 int nvmlDeviceGetUUID(struct device *device, char *text, unsigned size) {
@@ -87,7 +108,7 @@ int nvmlDeviceGetMemoryInfo_v2(struct device *device, struct memory_v2 *memory) 
 }
 int nvmlDeviceGetMigMode(struct device *device, unsigned *current, unsigned *pending) {
     MAY_FAIL();
-    if (device == &gpus[0]) return NOT_SUPPORTED;
+    if (device != &gpus[1] && device != &gpus[2]) return NOT_SUPPORTED;
     const char *mig = getenv("STUB_NVML_MIG");
     *current = *pending = device == &gpus[2] && mig && !strcmp(mig, "1");
     return SUCCESS;
