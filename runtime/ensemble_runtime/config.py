@@ -340,7 +340,8 @@ class RuntimeConfig(Schema):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        members, devices = {m.name for m in self.members}, {d.name for d in (*self.devices, *self.remotes)}
+        members = {m.name for m in self.members}
+        devices = {d.name for d in self.devices} | {r.name for r in self.remotes}
         if len(members) != len(self.members):
             raise ValueError("members: names must be unique")
         if len(devices) != len(self.devices) + len(self.remotes):

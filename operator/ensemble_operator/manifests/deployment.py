@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from ensemble_operator.api.ensemble import InferenceEnsemble
 from ensemble_operator.manifests import labels, models
 from ensemble_operator.manifests.budget import budget
 from ensemble_operator.manifests.claim import claim_template
 from ensemble_operator.manifests.models import CACHE
-from ensemble_operator.manifests.names import config_map_name, pod_name
+from ensemble_operator.manifests.names import config_map_name, pod_name, shards_name
 from ensemble_operator.manifests.objects import Object, Owner, config_map, content_hash
-from ensemble_operator.manifests.pod import CONFIG_FILE, CONFIG_FOLDER, TERMINATION_LOG, pod_spec, serving
+from ensemble_operator.manifests.pod import (
+    CONFIG_FILE,
+    CONFIG_FOLDER,
+    TERMINATION_LOG,
+    among_shards,
+    pod_spec,
+    serving,
+)
 from ensemble_operator.manifests.resources import resources
 from ensemble_operator.manifests.revision import copy_hash, revision
-from ensemble_operator.manifests.runtime_config import plain_member, shard_config
-from ensemble_operator.manifests.service import service
+from ensemble_operator.manifests.runtime_config import PORT, Elsewhere, head_config, plain_member, shard_config
+from ensemble_operator.manifests.service import service, shards_service
 from ensemble_operator.manifests.settings import PodSettings
 from ensemble_operator.manifests.shards import Shard, shards
 from ensemble_operator.planner.plan import Plan
-from ensemble_runtime.config import DeviceKind, Member, ModelSource
-from ensemble_runtime.errors import ManifestError
+from ensemble_runtime.config import DeviceKind, Member, ModelSource, RuntimeConfig
 
 STACKING = "stacking"
 
@@ -33,7 +40,7 @@ def children(
     digests: Mapping[str, str],
     settings: PodSettings,
 ) -> list[Object]:
-    """Everything that an ensemble needs to serve, the pods last.
+    """Everything that an ensemble needs to serve, the pods last; but for the token, which is made once.
 
     Args:
         ensemble: What is to be served.
@@ -41,17 +48,21 @@ def children(
         copies: The plan of each copy, by its number.
         digests: Model digest of each member.
         settings: The installation's.
-
-    Raises:
-        ManifestError: A plan asks for more than pods can be made of.
     """
     owner = Owner.of(ensemble, uid)
     plans = dict(copies if isinstance(copies, Mapping) else enumerate(copies))
-    parts = [
+    made = [
         part for copy in sorted(plans) for part in copy_objects(ensemble, uid, copy, plans[copy], digests, settings)
     ]
-    shared = [service(owner, revision(ensemble.spec, digests)), budget(owner, len(plans))]
-    return sorted([o for o in shared if o] + _once(parts), key=lambda o: o["kind"] == "Pod")
+    common = [service(owner, revision(ensemble.spec, digests)), budget(owner, len(plans))]
+    if spans_nodes(plans.values()):
+        common.append(shards_service(owner))
+    return sorted([o for o in common if o] + _once(made), key=lambda o: o["kind"] == "Pod")
+
+
+def spans_nodes(plans: Iterable[Plan]) -> bool:
+    """Whether some copy has several shards: these need `shards_service` and a `token_secret`."""
+    return any(len(shards(plan)) > 1 for plan in plans)
 
 
 def copy_objects(
@@ -63,65 +74,82 @@ def copy_objects(
     settings: PodSettings,
 ) -> list[Object]:
     """What one copy needs: for each shard a ConfigMap, a claim where GPUs are asked for one by one, and a pod."""
-    parts = shards(plan)
-    if len(parts) > 1:
-        # The one place that says so, until the runtime's configuration can name remote shards.
-        nodes = ", ".join(shard.node for shard in parts)
-        raise ManifestError(f"the plan of copy {copy} needs {len(parts)} nodes ({nodes}); a copy runs on one node")
-    return [o for shard in parts for o in _shard_objects(ensemble, uid, copy, plan, shard, digests, settings)]
+    owner, own = Owner.of(ensemble, uid), revision(ensemble.spec, digests)
+    return _Copy(ensemble, owner, copy, plan, digests, settings, own, copy_hash(plan, own)).objects()
 
 
-def _shard_objects(
-    ensemble: InferenceEnsemble,
-    uid: str,
-    copy: int,
-    plan: Plan,
-    shard: Shard,
-    digests: Mapping[str, str],
-    settings: PodSettings,
-) -> list[Object]:
-    owner = Owner.of(ensemble, uid)
-    config = shard_config(ensemble, digests, plan, shard)
-    fetches = models.fetches(_fetched(ensemble, shard, digests))
-    data = {CONFIG_FILE: config.model_dump_json(by_alias=True, exclude_defaults=True)}
-    data |= {fetch.file: json.dumps(fetch.document()) for fetch in fetches}
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """One copy, while it is being made into objects."""
 
-    own = revision(ensemble.spec, digests)
-    name = pod_name(owner.name, copy_hash(plan, own), copy, shard.index)
-    config_name = config_map_name(owner.name, hash_ := content_hash(data))
-    marks = labels.common(owner.name) | {
-        labels.PLAN: plan.digest,
-        labels.REVISION: own,
-        labels.COPY: str(copy),
-        labels.SHARD: str(shard.index),
-        labels.ROLE: labels.HEAD if shard.head else labels.REMOTE,
-        labels.CONFIG: hash_,
-    }
-    single = [device for device in shard.of(DeviceKind.GPU) if device.uuid is not None]
-    image = settings.image(ensemble, shard.devices)
-    spec = pod_spec(
-        node=_node(shard),
-        resources=resources(shard, plan, config, torch=image == settings.image_full),
-        image=image,
-        command=["serve", "--cache", CACHE, "--termination-message", TERMINATION_LOG, f"{CONFIG_FOLDER}/{CONFIG_FILE}"],
-        config_map=config_name,
-        placement=ensemble.spec.placement,
-        settings=settings,
-        claims=models.claims(_sources(ensemble)),
-        fetches=fetches,
-        uses_gpus=bool(shard.of(DeviceKind.GPU)),
-        claim_template=name if single else None,
-    )
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": owner.metadata(name, marks, labels.holding(shard.devices, shard.cells)),
-        "spec": serving(spec, ensemble.spec.serving),
-    }
-    plain = labels.common(owner.name)
-    written = config_map(owner.metadata(config_name, plain | {labels.CONFIG: hash_}), data)
-    claim = [claim_template(owner.metadata(name, plain), single, settings)] if single else []
-    return [written, *claim, pod]
+    ensemble: InferenceEnsemble
+    owner: Owner
+    index: int
+    plan: Plan
+    digests: Mapping[str, str]
+    settings: PodSettings
+    revision: str
+    hash: str
+
+    def objects(self) -> list[Object]:
+        head, *rest = shards(self.plan)
+        service = shards_name(self.owner.name)
+        others = [Elsewhere(shard, f"http://{self.pod_name(shard)}.{service}:{PORT}") for shard in rest]
+        return [
+            *self.shard(head, head_config(self.ensemble, self.digests, self.plan, head, others)),
+            *(o for s in rest for o in self.shard(s, shard_config(self.ensemble, self.digests, self.plan, s))),
+        ]
+
+    def pod_name(self, shard: Shard) -> str:
+        return pod_name(self.owner.name, self.hash, self.index, shard.index)
+
+    def shard(self, shard: Shard, config: RuntimeConfig) -> list[Object]:
+        """ConfigMap, claim and pod of one shard."""
+        fetches = models.fetches(_fetched(self.ensemble, shard, self.digests))
+        data = {CONFIG_FILE: config.model_dump_json(by_alias=True, exclude_defaults=True)}
+        data |= {fetch.file: json.dumps(fetch.document()) for fetch in fetches}
+        hash_ = content_hash(data)
+        name, config_name = self.pod_name(shard), config_map_name(self.owner.name, hash_)
+        single = [device for device in shard.of(DeviceKind.GPU) if device.uuid is not None]
+        image = self.settings.image(self.ensemble, shard.devices)
+        spec = pod_spec(
+            node=_node(shard),
+            resources=resources(shard, self.plan, config, torch=image == self.settings.image_full),
+            image=image,
+            command=["serve", *_FILES, f"{CONFIG_FOLDER}/{CONFIG_FILE}"],
+            config_map=config_name,
+            placement=self.ensemble.spec.placement,
+            settings=self.settings,
+            claims=models.claims(_sources(self.ensemble)),
+            fetches=fetches,
+            uses_gpus=bool(shard.of(DeviceKind.GPU)),
+            claim_template=name if single else None,
+        )
+        spec = serving(spec, self.ensemble.spec.serving)
+        if config.remotes or config.shard:
+            spec = among_shards(spec, self.owner.name, name)
+        notes = labels.holding(shard.devices, shard.cells)
+        plain = labels.common(self.owner.name)
+        metadata = self.owner.metadata(name, plain | self._marks(shard, hash_), notes)
+        claim = [claim_template(self.owner.metadata(name, plain), single, self.settings)] if single else []
+        return [
+            config_map(self.owner.metadata(config_name, plain | {labels.CONFIG: hash_}), data),
+            *claim,
+            {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec},
+        ]
+
+    def _marks(self, shard: Shard, config_hash: str) -> labels.Labels:
+        return {
+            labels.PLAN: self.plan.digest,
+            labels.REVISION: self.revision,
+            labels.COPY: str(self.index),
+            labels.SHARD: str(shard.index),
+            labels.ROLE: labels.HEAD if shard.head else labels.REMOTE,
+            labels.CONFIG: config_hash,
+        }
+
+
+_FILES = ("--cache", CACHE, "--termination-message", TERMINATION_LOG)
 
 
 def _node(shard: Shard) -> str | None:

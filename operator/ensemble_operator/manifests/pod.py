@@ -9,9 +9,11 @@ from typing import Any
 from ensemble_operator.api.placement import Placement
 from ensemble_operator.manifests import models
 from ensemble_operator.manifests.models import CACHE, Fetch
+from ensemble_operator.manifests.names import shards_name, token_name
 from ensemble_operator.manifests.resources import Resources, binary
 from ensemble_operator.manifests.runtime_config import PORT
 from ensemble_operator.manifests.settings import PodSettings
+from ensemble_operator.manifests.token import TOKEN_FOLDER
 from ensemble_runtime.config import Serving
 
 CONTAINER = "runtime"
@@ -134,6 +136,18 @@ def serving(spec: Object, limits: Serving) -> Object:
         "containers": [container, *others],
         "restartPolicy": "Always",
         "terminationGracePeriodSeconds": grace,
+    }
+
+
+def among_shards(spec: Object, ensemble: str, pod: str) -> Object:
+    """The spec with what a copy of several pods needs: a name in the network, and the token that they share."""
+    container, *others = spec["containers"]
+    mount = {"name": "token", "mountPath": TOKEN_FOLDER, "readOnly": True}
+    return spec | {
+        "hostname": pod,
+        "subdomain": shards_name(ensemble),
+        "containers": [container | {"volumeMounts": [*container["volumeMounts"], mount]}, *others],
+        "volumes": [*spec["volumes"], {"name": "token", "secret": {"secretName": token_name(ensemble)}}],
     }
 
 

@@ -22,6 +22,8 @@ TORCH_BYTES = 512 * MIB
 GPU_CELL_BYTES = 1536 * MIB
 """Main memory of a process on a GPU: libraries and CUDA context, which it shares with none."""
 SIMULATED_CELL_BYTES = 64 * MIB
+CONNECTION_BYTES = 64 * MIB
+"""Of a head, for each connection to another shard: the batches on their way."""
 GPU_MILLIS = 500
 """Thousandths of a core beside each GPU of a pod without CPU devices, and for a pod with simulated ones alone."""
 _GATHER_BODIES = 2
@@ -69,12 +71,13 @@ def resources(shard: Shard, plan: Plan, config: RuntimeConfig, *, torch: bool) -
     gpus = shard.of(DeviceKind.GPU)
     shared = _whole_mib(shared_memory_bound(config)) + MIB
     cells = sum(host_bytes(cell, plan) for cell in shard.cells)
+    connections = CONNECTION_BYTES * sum(remote.connections for remote in config.remotes)
     bodies = _GATHER_BODIES * config.serving.max_body_mib * MIB
     own = PROCESSES_BYTES + (TORCH_BYTES if torch else 0)
     anonymous = Counter(resource_of(device) for device in gpus if device.uuid is None)
     return Resources(
         cpu_millis=1000 * (cores + len(gpus)) if cores else GPU_MILLIS * max(1, len(gpus)),
-        memory_bytes=_whole_mib(own + cells + bodies + shared),
+        memory_bytes=_whole_mib(own + cells + connections + bodies + shared),
         shared_memory_bytes=shared,
         gpus=tuple(sorted(anonymous.items())),
         exclusive=bool(cores),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from ensemble_operator.api.ensemble import InferenceEnsemble, MemberSpec
 from ensemble_operator.inventory.device import Device
@@ -10,11 +11,32 @@ from ensemble_operator.manifests.labels import Cell
 from ensemble_operator.manifests.models import in_pod
 from ensemble_operator.manifests.resources import cell_bytes
 from ensemble_operator.manifests.shards import Shard
+from ensemble_operator.manifests.token import TOKEN_FILE
 from ensemble_operator.planner.plan import Plan
 from ensemble_runtime import config
-from ensemble_runtime.config import DeviceKind, Listen, Member, RuntimeConfig
+from ensemble_runtime.config import DeviceKind, Listen, Member, Remote, RuntimeConfig
 
 PORT = 8000
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """A shard on another node, as its head knows it."""
+
+    shard: Shard
+    url: str
+
+    @property
+    def name(self) -> str:
+        """What the head's cells name in place of a device."""
+        return f"remote-{self.shard.index}"
+
+    def cells(self) -> list[config.Cell]:
+        """One for each of its members: at once it takes what all its cells of the member take together."""
+        rows: dict[str, int] = {}
+        for _, member, size in self.shard.cells:
+            rows[member] = rows.get(member, 0) + size
+        return [config.Cell(device=self.name, member=member, batch_size=size) for member, size in rows.items()]
 
 
 def runtime_config(
@@ -28,19 +50,67 @@ def runtime_config(
         plan: Who runs where; devices without a cell are left out.
         listen: The address to serve on.
     """
+    spec = ensemble.spec
     used = {device.name: device for device, _, _ in plan.cells}
-    devices = [_with_stated_seconds(plain_device(device), plan) for device in used.values()]
-    return _configuration(ensemble, digests, plan, devices, plan.cells, listen)
+    return RuntimeConfig(
+        name=ensemble.metadata.name,
+        members=tuple(plain_member(member, digests[member.name]) for member in spec.members),
+        inputs=spec.inputs,
+        outputs=spec.outputs,
+        combination=spec.combination,
+        devices=tuple(_with_stated_seconds(plain_device(device), plan) for device in used.values()),
+        cells=_cells(plan.cells),
+        serving=spec.serving,
+        listen=listen,
+        predicted_rows_per_second=plan.rate,
+    )
+
+
+def head_config(
+    ensemble: InferenceEnsemble, digests: Mapping[str, str], plan: Plan, shard: Shard, others: Sequence[Elsewhere] = ()
+) -> RuntimeConfig:
+    """The configuration of the pod that serves; its devices are slots, which the runtime fills when it starts.
+
+    Args:
+        ensemble: What is to be served.
+        digests: Model digest of each member.
+        plan: Whose cells the copy runs.
+        shard: The part of this pod.
+        others: The other shards of the copy.
+    """
+    spec = ensemble.spec
+    stacking = spec.combination.model
+    return RuntimeConfig(
+        name=ensemble.metadata.name,
+        members=tuple(_in_pod(plain_member(member, digests[member.name])) for member in spec.members),
+        inputs=spec.inputs,
+        outputs=spec.outputs,
+        combination=spec.combination.model_copy(update={"model": in_pod(stacking) if stacking else None}),
+        devices=_slots(shard, plan),
+        cells=(*_cells(shard.cells), *(cell for other in others for cell in other.cells())),
+        remotes=tuple(Remote(name=other.name, url=other.url, token_file=TOKEN_FILE) for other in others),
+        serving=spec.serving,
+        listen=_ANYBODY,
+        predicted_rows_per_second=plan.rate,
+    )
 
 
 def shard_config(ensemble: InferenceEnsemble, digests: Mapping[str, str], plan: Plan, shard: Shard) -> RuntimeConfig:
-    """The configuration of one pod: the devices are slots, for which the runtime finds devices when it starts."""
-    devices = [_with_stated_seconds(_slot(device, shard, plan), plan) for device in shard.devices]
-    whole = _configuration(ensemble, digests, plan, devices, shard.cells, Listen(host="0.0.0.0", port=PORT))  # noqa: S104  # a pod's own address is not known before it runs
-    members = tuple(m.model_copy(update={"model": in_pod(m.model)}) for m in whole.members)
-    stacking = whole.combination.model
-    combination = whole.combination.model_copy(update={"model": in_pod(stacking) if stacking else None})
-    return whole.model_copy(update={"members": members, "combination": combination})
+    """The configuration of a pod that answers to its head: its own members, every one awaited; the head combines."""
+    spec = ensemble.spec
+    present = {name for _, name, _ in shard.cells}
+    members = [plain_member(member, digests[member.name]) for member in spec.members if member.name in present]
+    return RuntimeConfig(
+        name=ensemble.metadata.name,
+        members=tuple(_in_pod(member).model_copy(update={"shadow": False}) for member in members),
+        inputs=spec.inputs,
+        outputs=spec.outputs,
+        devices=_slots(shard, plan),
+        cells=_cells(shard.cells),
+        shard=config.Shard(token_file=TOKEN_FILE),
+        serving=spec.serving.model_copy(update={"quorum": None}),
+        listen=_ANYBODY,
+    )
 
 
 def plain_member(member: MemberSpec, digest: str) -> Member:
@@ -67,27 +137,19 @@ def plain_device(device: Device) -> config.Device:
     )
 
 
-def _configuration(
-    ensemble: InferenceEnsemble,
-    digests: Mapping[str, str],
-    plan: Plan,
-    devices: Iterable[config.Device],
-    cells: Iterable[Cell],
-    listen: Listen,
-) -> RuntimeConfig:
-    spec = ensemble.spec
-    return RuntimeConfig(
-        name=ensemble.metadata.name,
-        members=tuple(plain_member(member, digests[member.name]) for member in spec.members),
-        inputs=spec.inputs,
-        outputs=spec.outputs,
-        combination=spec.combination,
-        devices=tuple(devices),
-        cells=tuple(config.Cell(device=device.name, member=name, batch_size=size) for device, name, size in cells),
-        serving=spec.serving,
-        listen=listen,
-        predicted_rows_per_second=plan.rate,
-    )
+_ANYBODY = Listen(host="0.0.0.0", port=PORT)  # noqa: S104  # a pod's own address is not known before it runs
+
+
+def _in_pod(member: Member) -> Member:
+    return member.model_copy(update={"model": in_pod(member.model)})
+
+
+def _cells(cells: Iterable[Cell]) -> tuple[config.Cell, ...]:
+    return tuple(config.Cell(device=device.name, member=name, batch_size=size) for device, name, size in cells)
+
+
+def _slots(shard: Shard, plan: Plan) -> tuple[config.Device, ...]:
+    return tuple(_with_stated_seconds(_slot(device, shard, plan), plan) for device in shard.devices)
 
 
 def _slot(device: Device, shard: Shard, plan: Plan) -> config.Device:

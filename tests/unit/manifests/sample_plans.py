@@ -61,10 +61,16 @@ def simulated(name: str) -> Device:
 
 
 def make_plan(devices: Sequence[Device], cells: Cells) -> Plan:
-    """A plan of these cells, (device, member) -> batch size, whatever it is worth."""
+    """A plan of these cells, (device, member) -> batch size, on one node, whatever it is worth."""
+    return make_plan_on(devices, [(devices[0].node, device, m, size) for (device, m), size in cells.items()])
+
+
+def make_plan_on(devices: Sequence[Device], cells: Sequence[tuple[str, str, str, int]]) -> Plan:
+    """A plan of these cells: node, device, member, batch size."""
+    placed = {(node, device, m): size for node, device, m, size in cells}
     types = {device.type for device in devices}
     points = tuple(Point(size, 0.001 * size, (100 + size) * MIB) for size in (1, 8, 32))
     members = tuple(PlanMember(m, {t: Profile(d, t, "FP32", points) for t in types}) for m, d in DIGESTS.items())
-    matrix = tuple(tuple(cells.get((d.name, m), 0) for m in DIGESTS) for d in devices)
+    matrix = tuple(tuple(placed.get((d.node, d.name, m), 0) for m in DIGESTS) for d in devices)
     work = tuple(tuple(float(size > 0) for size in row) for row in matrix)
     return Plan(Problem(tuple(devices), members), matrix, work, work, 1234.5, 2000.0, 600.0, devices[0].name, "one")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from sample_plans import DIGESTS, SETTINGS, UID, cpu, gpu, make_ensemble, make_plan, simulated
+from sample_plans import DIGESTS, SETTINGS, UID, cpu, gpu, make_ensemble, make_plan, make_plan_on, simulated
 
 from ensemble_operator.manifests.deployment import children
 from ensemble_operator.manifests.profiling import profiling_objects
@@ -67,6 +67,14 @@ def models_from_everywhere() -> Objects:
     return children(make_ensemble(models=models), UID, [plan], DIGESTS, SETTINGS)
 
 
+def a_copy_on_two_nodes() -> Objects:
+    shadow = {"serving": {"quorum": {"minMembers": 3, "deadlineMs": 50}}}
+    devices = [gpu("gpu0"), gpu("gpu1"), gpu("gpu0", "node-b")]
+    cells = [("node-a", "gpu0", "one", 8), ("node-a", "gpu1", "one", 8), ("node-a", "gpu1", "two", 8)]
+    far = [("node-b", "gpu0", "two", 32), ("node-b", "gpu0", "three", 1)]
+    return children(make_ensemble(**shadow), UID, [make_plan_on(devices, [*cells, *far])], DIGESTS, SETTINGS)
+
+
 def measuring_on_a_gpu() -> Objects:
     ensemble = make_ensemble(models={"one": {"uri": "s3://bucket/one.onnx", "secretName": "store"}})
     return profiling_objects(ensemble, UID, ensemble.spec.members[0], gpu("gpu3"), SETTINGS, digest="a" * 64)
@@ -83,6 +91,7 @@ CASES = (
     two_copies_on_cores,
     simulated_devices,
     models_from_everywhere,
+    a_copy_on_two_nodes,
     measuring_on_a_gpu,
     measuring_on_cores,
 )

@@ -15,7 +15,6 @@ from ensemble_operator.manifests.profiling import measured, profiling_objects
 from ensemble_operator.manifests.revision import revision
 from ensemble_operator.manifests.settings import PodSettings
 from ensemble_operator.profiles.profile import Point
-from ensemble_runtime.errors import ManifestError
 from ensemble_runtime.report import pack
 
 PLAN = make_plan([cpu("cpu0")], {("cpu0", m): 8 for m in DIGESTS})
@@ -98,13 +97,6 @@ def test_torch_or_a_gpu_needs_the_full_image() -> None:
     assert image([cpu("cpu0")], "ONNX") == SETTINGS.image_onnx
     assert image([cpu("cpu0")], "TorchExport") == SETTINGS.image_full
     assert image([cpu("cpu0"), gpu("gpu0")], "ONNX") == SETTINGS.image_full
-
-
-def test_a_copy_that_needs_two_nodes_is_refused() -> None:
-    devices = [cpu("cpu0", "node-a"), cpu("cpu1", "node-b")]
-    plan = make_plan(devices, {("cpu0", "one"): 8, ("cpu0", "two"): 8, ("cpu1", "three"): 8})
-    with pytest.raises(ManifestError, match=r"needs 2 nodes \(node-a, node-b\)"):
-        copy_objects(make_ensemble(), UID, 0, plan, DIGESTS, SETTINGS)
 
 
 def test_long_names_end_in_a_hash_and_stay_apart() -> None:
