@@ -168,7 +168,7 @@ def partition(
     rows: Annotated[int, typer.Option(min=1, max=65_536, help="Rows of a batch.")] = 1,
     shape: Annotated[
         list[str] | None,
-        typer.Option(metavar="INPUT=N,N", help="An input's size without rows, where the model leaves it open."),
+        typer.Option(metavar="INPUT=N,N", help="An input's shape, where the model leaves more open than the rows."),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Also write the schedule as one HTML page with charts.")] = None,
     output: Form = Output.TABLE,
@@ -184,7 +184,7 @@ def partition(
 
         ensemblectl partition model.onnx --objective memory --latency-ms 20 --simulated-gpu speedup=4
 
-        ensemblectl partition model.onnx --devices gpu,cpu --shape x=64,256 --html partition.html
+        ensemblectl partition model.onnx --devices gpu,cpu --shape x=1,64,256 --html partition.html
     """
     from ensemble_operator.cli.partition import Question, shapes, show_partition
 

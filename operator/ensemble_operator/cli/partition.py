@@ -137,7 +137,7 @@ def _row(title: str, point: Mapping[str, Any]) -> list[str]:
 
 
 def shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """`x=64,256` as sizes by input.
+    """`x=1,64,256` as sizes by input.
 
     Raises:
         ManifestError: A text is not of this form.
@@ -148,5 +148,5 @@ def shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
         try:
             found[name] = tuple(int(size) for size in sizes.split(",") if size)
         except ValueError:
-            raise ManifestError(f"--shape: got '{text}', expected e.g. x=64,256") from None
+            raise ManifestError(f"--shape: got '{text}', expected e.g. x=1,64,256") from None
     return found

@@ -58,7 +58,7 @@ def coarse(instance: Instance, seconds: float) -> Groups:
 
 
 def merged(instance: Instance, groups: Groups) -> Instance:
-    """The instance with a task for each group: seconds add up, shared weights stay shared."""
+    """The instance with a task for each group: named after the slowest, seconds add up, shared weights stay shared."""
     group_of = {task: g for g, tasks in enumerate(groups) for task in tasks}
     tasks = tuple(_sum([instance.tasks[i] for i in group]) for group in groups)
     flows = []
@@ -76,11 +76,15 @@ def _sum(tasks: Sequence[Task]) -> Task:
         return None if None in seconds else sum(s for s in seconds if s is not None)
 
     return Task(
-        name=tasks[0].name if len(tasks) == 1 else f"{tasks[0].name}…{tasks[-1].name}",
+        name=max(tasks, key=_weight).name,
         seconds=(total(0), total(1)),
         weights=tuple(dict.fromkeys(name for task in tasks for name in task.weights)),
         workspace=max(task.workspace for task in tasks),
     )
+
+
+def _weight(task: Task) -> float:
+    return max(s for s in task.seconds if s is not None)
 
 
 def _ordered(members: Mapping[int, tuple[int, ...]], before: Sequence[set[int]], after: Sequence[set[int]]) -> Groups:

@@ -145,9 +145,13 @@ class Instance:
 
     def scarce_bytes(self, device: Sequence[int]) -> int:
         """Bytes that an assignment takes on the scarce device, its fixed context left out."""
-        if SCARCE not in device:
+        return self.device_bytes(device, SCARCE)
+
+    def device_bytes(self, device: Sequence[int], which: int) -> int:
+        """Bytes that an assignment takes on a device: weights, and the most that tensors and workspace take at once."""
+        if which not in device:
             return 0
-        here = [place == SCARCE for place in device]
+        here = [place == which for place in device]
         held = {name for task, on in zip(self.tasks, here, strict=True) if on for name in task.weights}
         change = [0] * (len(self.tasks) + 1)
         for flow in self.flows:
@@ -159,7 +163,7 @@ class Instance:
                 last = max(last, flow.producer)
             if first < 0:
                 continue
-            if flow.output and self.home != OTHER and flow.producer is not None and here[flow.producer]:
+            if flow.output and self.home != 1 - which and flow.producer is not None and here[flow.producer]:
                 last = len(self.tasks) - 1
             change[first] += flow.bytes
             change[last + 1] -= flow.bytes

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from ensemble_runtime.partition.instance import Assignment, Instance
+from ensemble_runtime.partition.instance import OTHER, Assignment, Instance
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,11 @@ class Schedule:
     def scarce_bytes(self) -> int:
         """Bytes on the scarce device."""
         return self.instance.scarce_bytes(self.device)
+
+    @cached_property
+    def other_bytes(self) -> int:
+        """Bytes on the other device."""
+        return self.instance.device_bytes(self.device, OTHER)
 
     def finish(self, task: int) -> float:
         """When a task ends."""

@@ -1,0 +1,181 @@
+"""What a partition would be, as plain data: for the planner, for `ensemblectl partition`, and for whoever draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+from pydantic import Field
+
+from ensemble_runtime.config import (
+    BatchSize,
+    Device,
+    DeviceKind,
+    Member,
+    ModelFormat,
+    Partition,
+    PartitionObjective,
+    Schema,
+    TensorSpec,
+)
+from ensemble_runtime.devices.binding import bind
+from ensemble_runtime.errors import ManifestError, ModelInvalidError
+from ensemble_runtime.members.checks import first_line
+from ensemble_runtime.members.storage import fetch
+from ensemble_runtime.partition.graph import parse
+from ensemble_runtime.partition.planning import Choice, Costs, Planned, plan
+from ensemble_runtime.partition.simulation import SimulatedGpu
+
+MAX_BARS = 2000
+"""More operators than anybody looks at; the rest of a schedule is left out of the chart, not of the placement."""
+
+
+class PartitionRequest(Schema):
+    """Which model to split over which devices, and at which batch sizes."""
+
+    member: Member
+    batch_sizes: tuple[BatchSize, ...] = Field((1,), min_length=1)
+    inputs: tuple[TensorSpec, ...] = Field((), description="The model's inputs in order; variable ones at their most.")
+    shapes: dict[str, tuple[int, ...]] = Field({}, description="Of inputs, rows included, that the model leaves open.")
+    devices: tuple[Device, Device] = Field(description="The scarce one first.")
+    simulated: SimulatedGpu | None = Field(None, description="Costs of the first device, which is not there then.")
+    chart: bool = Field(True, description="Also the schedule's bars, the curve and the proof.")
+
+
+def partition(request: PartitionRequest, cache: Path) -> Iterator[dict[str, Any]]:
+    """Measure and schedule a model at each batch size.
+
+    Yields:
+        One record a batch size, in camelCase; see docs/partition.md.
+
+    Raises:
+        EnsembleError: The model or a device cannot be used, or no schedule is as quick as it is to be.
+    """
+    if request.member.model.format is not ModelFormat.ONNX:
+        raise ManifestError(f"member '{request.member.name}': only ONNX models can be partitioned")
+    wanted = request.member.partition or Partition(objective=PartitionObjective.LATENCY)
+    found = fetch(request.member.model, cache)
+    try:
+        model = onnx.load(found.path)
+    except Exception as error:  # protobuf and onnx have no common base
+        raise ModelInvalidError(f"{found.path.name}: cannot be read as ONNX: {first_line(error)}") from error
+    real = request.devices[1:] if request.simulated else request.devices
+    for device in real:
+        if device.kind is DeviceKind.GPU:
+            bind(device)
+    costs = Costs(request.devices, request.simulated)
+    for rows in request.batch_sizes:
+        planned = plan(parse(model, _shapes(model, request, rows)), wanted, costs, chart=request.chart)
+        yield {
+            "digest": found.sha256,
+            "batchSize": rows,
+            **record(planned, wanted, request.devices, chart=request.chart),
+        }
+
+
+def record(planned: Planned, wanted: Partition, devices: tuple[Device, Device], *, chart: bool) -> dict[str, Any]:
+    """What was found, as plain data."""
+    choice = planned.choice
+    placement = choice.placement
+    found: dict[str, Any] = {
+        "objective": wanted.objective.value,
+        "latencyMs": wanted.latency_ms,
+        "devices": [{"name": device.name, "kind": device.kind.value, "type": device.type} for device in devices],
+        "simulated": planned.simulated,
+        "links": [
+            {"latencyUs": link.latency * 1e6, "secondsPerGib": link.seconds_per_byte * 2**30}
+            for link in choice.schedule.instance.links
+        ],
+        "choice": _point(choice)
+        | {
+            "busyMs": [choice.schedule.busy(device) * 1000 for device in (0, 1)],
+            "crossings": len(choice.schedule.transfers()),
+            "operators": len(choice.opened.graph.operators),
+            "groups": len(choice.opened.groups),
+        },
+        "baselines": [None if base is None else _point(base) for base in planned.baselines],
+        "placement": {"device": dict(placement.device), "order": list(placement.order)},
+    }
+    if chart:
+        found["curve"] = [_point(point) for point in planned.curve]
+        found["bars"] = _bars(choice)
+        found["transfers"] = _transfers(choice)
+        if planned.proof is not None:
+            memory = wanted.objective is PartitionObjective.MEMORY
+            value = choice.schedule.scarce_bytes if memory else choice.schedule.makespan
+            best = planned.proof.schedule.scarce_bytes if memory else planned.proof.schedule.makespan
+            found["gap"] = {"fraction": value / best - 1 if best else 0.0, "proven": planned.proof.complete}
+    return found
+
+
+def _point(choice: Choice) -> dict[str, Any]:
+    schedule = choice.schedule
+    held = {
+        name
+        for task, device in zip(schedule.instance.tasks, schedule.device, strict=True)
+        for name in task.weights
+        if device == 0
+    }
+    return {
+        "timeSteps": choice.opened.steps,
+        "makespanMs": schedule.makespan * 1000,
+        "scarceBytes": schedule.scarce_bytes,
+        "scarceWeightBytes": sum(schedule.instance.weights[name] for name in held),
+        "otherBytes": schedule.other_bytes,
+    }
+
+
+def _bars(choice: Choice) -> list[dict[str, Any]]:
+    schedule = choice.schedule
+    names = [task.name for task in schedule.instance.tasks]
+    return [
+        {
+            "name": names[task],
+            "device": schedule.device[task],
+            "startMs": schedule.starts[task] * 1000,
+            "endMs": schedule.finish(task) * 1000,
+        }
+        for task in schedule.sequence[:MAX_BARS]
+    ]
+
+
+def _transfers(choice: Choice) -> list[dict[str, Any]]:
+    flows = choice.schedule.instance.flows
+    return [
+        {
+            "name": flows[transfer.flow].name,
+            "bytes": flows[transfer.flow].bytes,
+            "from": transfer.source,
+            "startMs": transfer.start * 1000,
+            "endMs": transfer.finish * 1000,
+        }
+        for transfer in choice.schedule.transfers()[:MAX_BARS]
+    ]
+
+
+def _shapes(model: onnx.ModelProto, request: PartitionRequest, rows: int) -> Mapping[str, tuple[int, ...]]:
+    """The shape of each input, the rows included."""
+    weights = {x.name for x in model.graph.initializer}
+    inputs = [x for x in model.graph.input if x.name not in weights]
+    if request.inputs and len(request.inputs) != len(inputs):
+        raise ModelInvalidError(f"the model has {len(inputs)} inputs, the manifest has {len(request.inputs)}")
+    if unknown := set(request.shapes) - {x.name for x in inputs}:
+        raise ManifestError(f"no input is named {sorted(unknown)[0]}; there are {', '.join(x.name for x in inputs)}")
+    found = {}
+    for i, value in enumerate(inputs):
+        dims = value.type.tensor_type.shape.dim
+        sizes = [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
+        if request.inputs:
+            spec = request.inputs[i]
+            sizes = [rows, *(spec.max_length if size == -1 else size for size in spec.shape)]
+        elif value.name in request.shapes:
+            sizes = [*request.shapes[value.name]]
+        elif sizes and sizes[0] is None:
+            sizes[0] = rows
+        if not all(sizes):
+            written = ", ".join(dim.dim_param or str(dim.dim_value) for dim in dims)
+            raise ManifestError(f"input '{value.name}' has shape [{written}]; say how large it is")
+        found[value.name] = tuple(size for size in sizes if size is not None)
+    return found

@@ -1,0 +1,214 @@
+"""What each operator costs on each of two devices: seconds as ONNX Runtime takes them, bytes from the graph.
+
+A device computes the whole graph as it would be served, call by call, in one thread that is bound to it: so caches are
+as warm as they will be. How a call's time is shared among its operators is told by a second pass, in which each
+operator is a call of its own. Two sets of cores are also measured both busy at once: cores share caches and memory.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Barrier
+from typing import Any
+
+import numpy as np
+
+from ensemble_runtime.config import Device, DeviceKind
+from ensemble_runtime.partition.graph import Graph, Placement
+from ensemble_runtime.partition.instance import Flow, Instance, Link, Task
+from ensemble_runtime.partition.plan import Array, Memory
+from ensemble_runtime.partition.runs import Program, Run, program
+from ensemble_runtime.partition.sessions import Call, Piece, cut_out, open_session
+from ensemble_runtime.partition.shapes import Found
+
+MIN_ROUNDS, MAX_ROUNDS, ROUND_SECONDS = 5, 200, 0.25
+"""The graph is computed so often, within about so many seconds if that is enough."""
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+Seconds = Mapping[str, float]
+"""By operator."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of each operator on one device."""
+
+    alone: Seconds
+    busy: Seconds
+    """With the other device computing as well; the same as `alone` where that was not measured."""
+
+
+def instance(graph: Graph, seconds: tuple[Seconds, Seconds], links: tuple[Link, Link], home: int | None) -> Instance:
+    """The scheduling problem of a graph, operator by operator."""
+    index = {operator.name: i for i, operator in enumerate(graph.operators)}
+    tasks = tuple(
+        Task(
+            name=operator.name,
+            seconds=(seconds[0].get(operator.name), seconds[1].get(operator.name)),
+            weights=operator.weights,
+            workspace=workspace(graph, operator.name),
+        )
+        for operator in graph.operators
+    )
+    flows = tuple(
+        Flow(
+            name=name,
+            bytes=tensor.bytes,
+            producer=index[graph.producers[name]] if name in graph.producers else None,
+            consumers=tuple(index[reader] for reader in graph.readers.get(name, ())),
+            output=name in graph.outputs,
+        )
+        for name, tensor in graph.tensors.items()
+    )
+    return Instance(tasks, flows, graph.weights, links, home)
+
+
+def workspace(graph: Graph, name: str) -> int:
+    """Bytes that ONNX Runtime takes for a recurrent operator's gates at all of its time steps; 0 for others."""
+    node = graph.nodes[name]
+    if node.op_type not in _GATES or node.input[0] not in graph.tensors:
+        return 0
+    hidden = next((x.i for x in node.attribute if x.name == "hidden_size"), 0)
+    data = graph.tensors[node.input[0]]
+    rows = math.prod(data.shape[:2])
+    return rows * hidden * _GATES[node.op_type] * np.dtype(data.datatype).itemsize
+
+
+def measured(graph: Graph, devices: Sequence[Device]) -> tuple[Measured, ...]:
+    """Measure a graph on each of one or two devices.
+
+    Raises:
+        ModelInvalidError: ONNX Runtime refuses a part of it.
+        DeviceUnavailableError: A device cannot be had.
+    """
+    places = [_Place(device) for device in devices]
+    try:
+        opening = [place.call(_Bench, graph, place.device) for place in places]
+        benches = [bench.result() for bench in opening]
+        alone = [place.call(bench.seconds).result() for place, bench in zip(places, benches, strict=True)]
+        busy = alone
+        if len(devices) > 1 and all(device.kind is DeviceKind.CPU for device in devices):
+            rounds = max(bench.rounds for bench in benches)
+            barrier = Barrier(2)
+            both = [place.call(bench.seconds, rounds, barrier) for place, bench in zip(places, benches, strict=True)]
+            busy = [each.result() for each in both]
+        return tuple(Measured(*found) for found in zip(alone, busy, strict=True))
+    finally:
+        for place in places:
+            place.close()
+
+
+class _Place:
+    """A thread on a device."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._thread = ThreadPoolExecutor(1)
+        if device.kind is DeviceKind.CPU:
+            self.call(os.sched_setaffinity, 0, device.cores).result()
+
+    def call(self, work: Any, *arguments: object) -> Future[Any]:
+        return self._thread.submit(work, *arguments)
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+
+class _Bench:
+    """A graph on one device: as calls that would be served, and operator by operator."""
+
+    def __init__(self, graph: Graph, device: Device) -> None:
+        self._graph = graph
+        everything = Placement({operator.name: 0 for operator in graph.operators})
+        served = program(graph, everything)
+        apart = Program(tuple(_apart(graph, name) for name in everything.device), (), {})
+        own = _random_inputs(graph)
+        tensors = {name: Found(x.datatype, x.shape) for name, x in graph.tensors.items()}
+        inner = set(tensors) - {*graph.inputs, *graph.outputs} if device.kind is DeviceKind.GPU else set()
+        self._apart = _Chain(graph, apart, Memory(tensors, apart, inner, own), device)
+        self._shares = self._apart.seconds(3)
+        static = {y for name in served.prelude for y in graph.by_name[name].outputs}
+        known = own | {name: self._apart.memory.array(name) for name in static - inner}
+        self._served = _Chain(graph, served, Memory(tensors, served, inner - static, known), device)
+
+    @property
+    def rounds(self) -> int:
+        """How often the graph is computed, for a reliable median in a short time."""
+        return min(MAX_ROUNDS, max(MIN_ROUNDS, round(ROUND_SECONDS / sum(self._shares))))
+
+    def seconds(self, rounds: int = 0, barrier: Barrier | None = None) -> Seconds:
+        """Of each operator; with a barrier while the other device is busy with the same."""
+        found = dict.fromkeys((operator.name for operator in self._graph.operators), 0.0)
+        shares = dict(zip(found, self._shares, strict=True))
+        for run, seconds in zip(self._served.runs, self._served.seconds(rounds or self.rounds, barrier), strict=True):
+            total = sum(shares[name] for name in run.operators)
+            for name in run.operators:
+                found[name] = seconds * shares[name] / total
+        return found
+
+
+class _Chain:
+    """The calls of a program in order, bound to their tensors."""
+
+    def __init__(self, graph: Graph, program: Program, memory: Memory, device: Device) -> None:
+        self.memory = memory
+        self.runs = program.runs
+        calls = [cut_out(graph, run.operators) for run in program.runs]
+        wanted: dict[Piece, dict[str, None]] = {}
+        for run, call in zip(program.runs, calls, strict=True):
+            wanted.setdefault(call.piece, {}).update(dict.fromkeys(call.names[y] for y in run.outputs))
+        sessions = {piece: open_session(piece.model(graph, list(names)), device) for piece, names in wanted.items()}
+        self._steps = [
+            (sessions[call.piece].run_with_iobinding, _binding(sessions[call.piece], run, call, memory))
+            for run, call in zip(program.runs, calls, strict=True)
+        ]
+
+    def seconds(self, rounds: int, barrier: Barrier | None = None) -> list[float]:
+        """The median seconds of each call; with a barrier every round begins with one of the other device."""
+        self._round()
+        times = []
+        for _ in range(rounds):
+            if barrier is not None:
+                barrier.wait()
+            times.append(self._round())
+        return [statistics.median(found) for found in zip(*times, strict=True)]
+
+    def _round(self) -> list[float]:
+        found = []
+        for run, binding in self._steps:
+            before = time.perf_counter()
+            run(binding)
+            found.append(time.perf_counter() - before)
+        return found
+
+
+def _apart(graph: Graph, name: str) -> Run:
+    operator = graph.by_name[name]
+    outputs = tuple(y for y in operator.outputs if y in graph.readers or y in graph.outputs)
+    return Run(0, (name,), operator.inputs, outputs or operator.outputs[:1])
+
+
+def _binding(session: Any, run: Run, call: Call, memory: Memory) -> Any:
+    binding = session.io_binding()
+    for name in run.inputs:
+        binding.bind_input(call.names[name], *memory.bind(name))
+    for name in run.outputs:
+        binding.bind_output(call.names[name], *memory.bind(name))
+    return binding
+
+
+def _random_inputs(graph: Graph) -> dict[str, Array]:
+    random = np.random.default_rng(0)
+    found = {}
+    for name in graph.inputs:
+        tensor = graph.tensors[name]
+        kind = np.dtype(tensor.datatype)
+        draw = random.standard_normal(tensor.shape) if kind.kind == "f" else np.zeros(tensor.shape)
+        found[name] = draw.astype(kind)
+    return found

@@ -1,0 +1,80 @@
+"""How long a tensor takes from one device to the other: measured between threads, or between host and GPU."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import threading
+import time
+
+import numpy as np
+import onnxruntime
+
+from ensemble_runtime.config import Device, DeviceKind
+from ensemble_runtime.partition.gates import Gate
+from ensemble_runtime.partition.instance import Link
+
+_SMALL, _LARGE = 4 * 2**10, 16 * 2**20
+_TURNS = 400
+
+
+def links(devices: tuple[Device, Device]) -> tuple[Link, Link]:
+    """The links from the first device to the second, and back; their threads are bound as the executor's are."""
+    if any(device.kind is DeviceKind.GPU for device in devices):
+        to_gpu, from_gpu = _copies()
+        return (from_gpu, to_gpu) if devices[0].kind is DeviceKind.GPU else (to_gpu, from_gpu)
+    # A tensor is handed over in place: what it costs is waking the other thread up. The consumer's reads from the
+    # producer's cache are part of the consumer's time.
+    link = Link(_wake_up(devices), 0.0)
+    return link, link
+
+
+def _wake_up(devices: tuple[Device, Device]) -> float:
+    """Seconds from opening a gate to the other thread being through it."""
+    there, back = Gate(), Gate()
+
+    def answer() -> None:
+        os.sched_setaffinity(0, devices[1].cores)  # of this thread
+        for _ in range(_TURNS):
+            there.acquire()
+            back.release()
+
+    def ask() -> None:
+        os.sched_setaffinity(0, devices[0].cores)
+        for _ in range(_TURNS):
+            before = time.perf_counter()
+            there.release()
+            back.acquire()
+            turns.append(time.perf_counter() - before)
+
+    turns: list[float] = []
+    threads = [threading.Thread(target=work) for work in (answer, ask)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return statistics.median(turns) / 2
+
+
+def _copies() -> tuple[Link, Link]:
+    """Latency and bandwidth of copies to the GPU and from it."""
+    seconds = {}
+    for size in (_SMALL, _LARGE):
+        host = np.zeros(size, np.uint8)
+        value = onnxruntime.OrtValue.ortvalue_from_numpy(host, "cuda", 0)
+        to, back = [], []
+        for _ in range(20):
+            moments = [time.perf_counter()]
+            value.update_inplace(host)
+            moments.append(time.perf_counter())
+            value.numpy()
+            moments.append(time.perf_counter())
+            to.append(moments[1] - moments[0])
+            back.append(moments[2] - moments[1])
+        seconds[size] = statistics.median(to), statistics.median(back)
+    found = []
+    for direction in (0, 1):
+        small, large = seconds[_SMALL][direction], seconds[_LARGE][direction]
+        per_byte = max(0.0, (large - small) / (_LARGE - _SMALL))
+        found.append(Link(max(0.0, small - _SMALL * per_byte), per_byte))
+    return found[0], found[1]

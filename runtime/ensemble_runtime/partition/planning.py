@@ -1,0 +1,195 @@
+"""From a graph and two devices to who computes what, and in which order.
+
+Recurrent operators are opened into chunks of several lengths, each is measured and scheduled, and the best by its
+prediction is taken; the graph as it is, on either device, is always among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ensemble_runtime.config import Device, DeviceKind, Partition, PartitionObjective
+from ensemble_runtime.partition.coarsening import Groups, coarse, merged
+from ensemble_runtime.partition.costs import instance, measured
+from ensemble_runtime.partition.exact import MAX_TASKS, Proof, prove_bytes, prove_makespan
+from ensemble_runtime.partition.graph import Graph, Placement
+from ensemble_runtime.partition.handover import links
+from ensemble_runtime.partition.instance import OTHER, SCARCE, Instance
+from ensemble_runtime.partition.opening import opened, openings, overlapping
+from ensemble_runtime.partition.schedule import Front, NoScheduleError, curve, least_bytes, least_makespan
+from ensemble_runtime.partition.simulation import SimulatedGpu
+from ensemble_runtime.partition.timeline import Schedule
+
+LEAST_STEPS = 4
+"""Shorter chunks spend more on their calls than they overlap."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A graph, opened in one way, as a scheduling problem."""
+
+    graph: Graph
+    steps: int | None
+    """Time steps of a chunk; 0: opened by direction only; None: not opened."""
+    groups: Groups
+    busy: Instance
+    """A task for each group; seconds while both devices compute."""
+    alone: Instance
+    """The same; seconds while only one does."""
+
+    def placement(self, schedule: Schedule) -> Placement:
+        """A schedule of this problem, operator by operator."""
+        names = [operator.name for operator in self.graph.operators]
+        order = [(names[i], schedule.device[task]) for task in schedule.sequence for i in self.groups[task]]
+        return Placement(dict(order), tuple(name for name, _ in order))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A schedule, and what it is a schedule of."""
+
+    opened: Opened
+    schedule: Schedule
+
+    @property
+    def placement(self) -> Placement:
+        """What the executor wants to know, together with the opened graph."""
+        return self.opened.placement(self.schedule)
+
+    @property
+    def split(self) -> bool:
+        """Whether both devices compute."""
+        return len(set(self.schedule.device)) > 1
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What was found."""
+
+    choice: Choice
+    baselines: tuple[Choice | None, Choice | None]
+    """Everything on one device, as it is."""
+    curve: tuple[Choice, ...]
+    """By rising makespan, falling bytes on the scarce device."""
+    proof: Proof | None
+    """The best schedule of the chosen opening, where it is small enough to tell."""
+    simulated: bool
+
+
+class Costs:
+    """Two devices, and what graphs cost on them."""
+
+    def __init__(self, devices: tuple[Device, Device], simulated: SimulatedGpu | None = None) -> None:
+        """Measure the link.
+
+        Args:
+            devices: The scarce one first. With `simulated` only the second is there.
+            simulated: What the first device would cost.
+
+        Raises:
+            DeviceUnavailableError: A device cannot be had.
+        """
+        self.devices = devices
+        self.simulated = simulated
+        self.links = (simulated.link, simulated.link) if simulated else links(devices)
+        # A GPU's inputs come from the host; with two sets of cores the caller's thread is the first one's.
+        self._home = OTHER if simulated or devices[0].kind is DeviceKind.GPU else SCARCE
+
+    def of(self, graph: Graph, steps: int | None) -> Opened:
+        """Open a graph and measure it."""
+        graph = graph if steps is None else opened(graph, overlapping(graph, steps))
+        if self.simulated:
+            # One measuring thread on the cores, none beside it: the simulated device needs no core.
+            (here,) = measured(graph, (self.devices[1],))
+            there = self.simulated.seconds(graph, here.alone)
+            seconds = ((there, here.alone),) * 2
+        else:
+            first, second = measured(graph, self.devices)
+            seconds = ((first.busy, second.busy), (first.alone, second.alone))
+        busy, alone = (instance(graph, pair, self.links, self._home) for pair in seconds)
+        groups = coarse(busy, max(link.latency for link in self.links))
+        return Opened(graph, steps, groups, merged(busy, groups), merged(alone, groups))
+
+
+def plan(graph: Graph, wanted: Partition, costs: Costs, *, chart: bool = True) -> Planned:
+    """Find the best placement.
+
+    Args:
+        graph: As parsed.
+        wanted: The objective.
+        costs: Of the two devices.
+        chart: Also find the whole curve, and a proof where the graph is small.
+
+    Raises:
+        NoScheduleError: Nothing that was found is as quick as `latencyMs`.
+        EnsembleError: The graph cannot be measured.
+    """
+    ways = [costs.of(graph, steps) for steps in ways_to_open(graph)]
+    as_is = ways[0]
+    baselines = _alone(as_is, SCARCE), _alone(as_is, OTHER)
+    found = [choice for choice in baselines if choice is not None]
+    limit = wanted.latency_ms / 1000 if wanted.latency_ms is not None else None
+    for way in ways:
+        if wanted.objective is PartitionObjective.LATENCY:
+            found.append(Choice(way, least_makespan(way.busy)))
+        elif limit is not None:
+            found += [Choice(way, least_bytes(way.busy, limit))] if least_makespan(way.busy).makespan <= limit else []
+    within = [choice for choice in found if limit is None or choice.schedule.makespan <= limit]
+    if not within:
+        quickest = min(choice.schedule.makespan for choice in found)
+        raise NoScheduleError(
+            f"the quickest schedule takes {quickest * 1000:.3g} ms, latencyMs permits {wanted.latency_ms:.3g}"
+        )
+    key = _seconds_first if wanted.objective is PartitionObjective.LATENCY else _bytes_first
+    best = min(within, key=key)
+    points = tuple(_front(ways, found)) if chart else (best,)
+    proof = _proof(best, wanted.objective, limit) if chart else None
+    return Planned(best, baselines, points, proof, costs.simulated is not None)
+
+
+def ways_to_open(graph: Graph) -> list[int | None]:
+    """Chunk lengths that are worth trying, the graph as it is first."""
+    steps = max(openings(graph).values(), default=0)
+    if not steps or not overlapping(graph, max(1, steps // 2)):
+        return [None]
+    lengths = [steps // parts for parts in (2, 4, 8, 16) if steps % parts == 0 and steps // parts >= LEAST_STEPS]
+    return [None, *(lengths or [0])]
+
+
+def _alone(way: Opened, device: int) -> Choice | None:
+    """Everything on one device; timed as it is when nobody else computes."""
+    assignment = way.alone.whole(device)
+    if assignment is None:
+        return None
+    return Choice(way, Schedule(way.alone, assignment, tuple(range(len(assignment)))))
+
+
+def _seconds_first(choice: Choice) -> tuple[float, ...]:
+    return choice.schedule.makespan, choice.schedule.scarce_bytes
+
+
+def _bytes_first(choice: Choice) -> tuple[float, ...]:
+    return choice.schedule.scarce_bytes, choice.schedule.makespan
+
+
+def _front(ways: list[Opened], found: list[Choice]) -> Iterator[Choice]:
+    """What no other choice beats in both seconds and bytes."""
+    front = Front()
+    way_of: dict[int, Opened] = {}
+    choices = [*found, *(Choice(way, schedule) for way in ways for schedule in curve(way.busy))]
+    for choice in choices:
+        way_of[id(choice.schedule)] = choice.opened
+        front.add(choice.schedule)
+    for schedule in front.best:
+        yield Choice(way_of[id(schedule)], schedule)
+
+
+def _proof(choice: Choice, objective: PartitionObjective, limit: float | None) -> Proof | None:
+    problem = choice.schedule.instance
+    if len(problem.tasks) > MAX_TASKS:
+        return None
+    if objective is PartitionObjective.LATENCY:
+        return prove_makespan(problem)
+    assert limit is not None, "checked by Partition"
+    return prove_bytes(problem, limit)

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from ensemble_runtime.config import Device, DeviceKind, Member, ModelFormat, ModelSource, Partition, PartitionObjective
+from ensemble_runtime.errors import ManifestError
+from ensemble_runtime.partition.answer import PartitionRequest, partition
+from ensemble_runtime.partition.costs import instance, measured, workspace
+from ensemble_runtime.partition.graph import Graph, parse
+from ensemble_runtime.partition.handover import links
+from ensemble_runtime.partition.instance import Link
+from ensemble_runtime.partition.opening import opened, overlapping
+from ensemble_runtime.partition.planning import Costs, plan, ways_to_open
+from ensemble_runtime.partition.schedule import NoScheduleError
+from ensemble_runtime.partition.simulation import SimulatedGpu
+
+LATENCY, MEMORY = PartitionObjective.LATENCY, PartitionObjective.MEMORY
+
+
+def _models() -> ModuleType:
+    path = Path(__file__).parents[3] / "benchmarks" / "recurrent_models.py"
+    spec = importlib.util.spec_from_file_location("recurrent_models", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+MODELS = _models()
+
+
+@pytest.fixture(scope="module")
+def stack() -> Graph:
+    return parse(MODELS.stacked("LSTM", 64, 3, 32), {"x": (1, 32, 64)})
+
+
+@pytest.fixture(scope="module")
+def devices() -> tuple[Device, Device]:
+    """Two sets of one core; the same one where there is no other."""
+    cores = sorted(os.sched_getaffinity(0))
+    one, other = (
+        Device(name=f"cpu{i}", kind=DeviceKind.CPU, type="cpu-1", memory_bytes=2**30, cores=(core,))
+        for i, core in enumerate((cores[0], cores[-1]))
+    )
+    return one, other
+
+
+def test_every_operator_has_its_seconds_and_recurrent_ones_the_most(
+    stack: Graph, devices: tuple[Device, Device]
+) -> None:
+    graph = opened(stack, overlapping(stack, 8))
+    for device in measured(graph, devices):
+        for seconds in (device.alone, device.busy):
+            assert set(seconds) == {operator.name for operator in graph.operators}
+            recurrent = sum(seconds[x.name] for x in graph.operators if x.op_type == "LSTM")
+            assert 0.5 * sum(seconds.values()) < recurrent < 10
+            assert min(seconds.values()) >= 0
+
+
+def test_weights_count_once_however_many_chunks_share_them(stack: Graph) -> None:
+    graph = opened(stack, overlapping(stack, 8))
+    seconds = dict.fromkeys((x.name for x in graph.operators), 0.001)
+    problem = instance(graph, (seconds, seconds), (Link(0, 0), Link(0, 0)), None)
+    weights = sum(stack.weights.values())
+    everything = problem.scarce_bytes((0,) * len(graph.operators))
+    assert weights <= everything < 1.5 * weights
+
+
+def test_gates_of_all_steps_are_workspace(stack: Graph) -> None:
+    lstm = next(x.name for x in stack.operators if x.op_type == "LSTM")
+    assert workspace(stack, lstm) == 32 * 1 * 64 * 4 * 4
+    assert workspace(stack, next(x.name for x in stack.operators if x.op_type == "MatMul")) == 0
+
+
+def test_waking_the_other_thread_takes_time_but_not_long(devices: tuple[Device, Device]) -> None:
+    there, back = links(devices)
+    assert there == back
+    assert 0 < there.latency < 0.1
+
+
+def test_chunks_divide_the_time_steps_and_nothing_is_opened_that_is_not_recurrent() -> None:
+    stack = parse(MODELS.stacked("GRU", 8, 2, 24), {"x": (1, 24, 8)})
+    assert ways_to_open(stack) == [None, 12, 6]
+    single = parse(MODELS.stacked("GRU", 8, 1, 24), {"x": (1, 24, 8)})
+    assert ways_to_open(single) == [None]
+
+
+def test_no_plan_is_worse_than_one_device_by_its_own_prediction(stack: Graph, devices: tuple[Device, Device]) -> None:
+    planned = plan(stack, Partition(objective=LATENCY), Costs(devices))
+    alone = [base.schedule.makespan for base in planned.baselines if base is not None]
+    assert planned.choice.schedule.makespan <= min(alone)
+    assert {x.name for x in planned.choice.opened.graph.operators} == set(planned.choice.placement.device)
+    assert planned.curve[0].schedule.makespan <= planned.choice.schedule.makespan
+    assert planned.curve[-1].schedule.scarce_bytes == 0
+
+
+def test_memory_leaves_a_simulated_gpu_within_the_latency(stack: Graph, devices: tuple[Device, Device]) -> None:
+    gpu = Device(name="gpu0", kind=DeviceKind.SIMULATED, type="gpu", memory_bytes=2**30)
+    costs = Costs((gpu, devices[1]), SimulatedGpu(speedup=4, launch_us=0, latency_us=1))
+    quick = plan(stack, Partition(objective=LATENCY), costs, chart=False)
+    fast = quick.choice.schedule.makespan * 1000
+    (gpu_alone, cpu_alone) = quick.baselines
+    assert gpu_alone is not None and cpu_alone is not None
+    assert gpu_alone.schedule.makespan < cpu_alone.schedule.makespan / 2
+    loose = plan(stack, Partition(objective=MEMORY, latency_ms=fast * 20), costs, chart=False)
+    assert loose.choice.schedule.scarce_bytes == 0
+    tight = plan(stack, Partition(objective=MEMORY, latency_ms=fast * 2), costs, chart=False)
+    assert 0 < tight.choice.schedule.scarce_bytes < gpu_alone.schedule.scarce_bytes
+    with pytest.raises(NoScheduleError, match="latencyMs permits"):
+        plan(stack, Partition(objective=MEMORY, latency_ms=fast / 100), costs, chart=False)
+
+
+def test_a_simulated_gpu_is_as_fast_as_stated(stack: Graph) -> None:
+    seconds = {x.name: 0.008 if x.op_type == "LSTM" else 0.0 for x in stack.operators}
+    there = SimulatedGpu(speedups={"LSTM": 2.0}, launch_us=100).seconds(stack, seconds)
+    assert sorted(set(there.values())) == pytest.approx([0.0, 0.0041])
+
+
+def test_a_request_is_answered_in_plain_data(tmp_path: Path, devices: tuple[Device, Device]) -> None:
+    import onnx
+
+    onnx.save(MODELS.stacked("LSTM", 16, 2, 16), tmp_path / "model.onnx")
+    source = ModelSource(uri=(tmp_path / "model.onnx").as_uri(), format=ModelFormat.ONNX)
+    request = PartitionRequest(member=Member(name="m", model=source), devices=devices, batch_sizes=(1, 4))
+    records = list(partition(request, tmp_path / "cache"))
+    assert [record["batchSize"] for record in records] == [1, 4]
+    for record in records:
+        names = record["placement"]["order"]
+        assert sorted(names) == sorted(record["placement"]["device"])
+        assert len(record["bars"]) == record["choice"]["groups"]
+        assert record["choice"]["makespanMs"] <= min(base["makespanMs"] for base in record["baselines"])
+        assert max(bar["endMs"] for bar in record["bars"]) <= record["choice"]["makespanMs"] + 1e-6
+    with pytest.raises(ManifestError, match="no input is named z; there are x"):
+        next(partition(request.model_copy(update={"shapes": {"z": (1,)}}), tmp_path / "cache"))
