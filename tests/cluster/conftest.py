@@ -6,6 +6,7 @@
   `.service_account(namespace, name)` a token with only the rights given to it, `.requests(user, since=mark)` what the
   audit log says, `.restart_apiserver()`, `.without_apiserver()` and `.held(plane.etcd)` make faults.
 - `kwok` (session): the same control plane with KWOK, which plays nodes and the pods on them; `.add(gpu_node(...))`.
+- `helm` (session): the chart through real Helm, `promtool` a program; neither needs a cluster.
 - `namespace`: a fresh namespace of the control plane, deleted afterwards.
 
 Programs are built once, before the first test; tests that need some which cannot be built here are skipped with one
@@ -22,10 +23,16 @@ import pytest
 
 from beds.binaries import CONTROL_PLANE, missing, provide
 from beds.controlplane import ControlPlane
+from beds.helm import Helm
 from beds.kwok import Kwok
 
 CRDS = Path(__file__).parents[2] / "crds"
-PROGRAMS = {"control_plane": CONTROL_PLANE, "kwok": (*CONTROL_PLANE, "kwok")}
+PROGRAMS = {
+    "control_plane": CONTROL_PLANE,
+    "kwok": (*CONTROL_PLANE, "kwok"),
+    "helm": ("helm",),
+    "promtool": ("promtool",),
+}
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -52,6 +59,18 @@ def kwok(control_plane: ControlPlane) -> Iterator[Kwok]:
     """KWOK beside the control plane; tests delete the nodes that they add."""
     with Kwok(_programs("kwok")["kwok"], control_plane) as bed:
         yield bed
+
+
+@pytest.fixture(scope="session")
+def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
+    """Real Helm with the chart."""
+    return Helm(_programs("helm")["helm"], tmp_path_factory.mktemp("helm"))
+
+
+@pytest.fixture(scope="session")
+def promtool() -> Path:
+    """Prometheus' tool that checks rules."""
+    return _programs("promtool")["promtool"]
 
 
 @pytest.fixture
