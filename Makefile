@@ -37,8 +37,10 @@ format: $(DEV_READY) ## Format the code and sort the imports
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
-crds: $(DEV_READY) ## Generate crds/ from the manifest's models
+crds: $(DEV_READY) ## Generate crds/, the chart's copy and docs/api.md from the manifest's models
 	$(BIN)/python -m ensemble_operator.cli.crd
+	$(BIN)/python -m ensemble_operator.cli.crd charts/ensembles/files/crds
+	$(BIN)/python -m ensemble_operator.cli.reference > docs/api.md
 
 lock: $(DEV_READY) ## Pin what the images install, with hashes (requirements/)
 	$(LOCK) requirements/build.in -o requirements/build.lock

@@ -110,7 +110,7 @@ def test_its_role_is_enough_and_no_more(kwok: Kwok, installer: Helm, nodes: list
     role = granted([o for o in installer.template(values, namespace=release) if o["metadata"]["name"] == ACCOUNT])
     discovery = {("get", resource) for verb, resource in used if verb == "get"}
     assert used - discovery <= role
-    # Server-side apply needs `create` beside `patch`, which the log shows as one. The rest takes more than the life of an
+    # Server-side apply needs `create` beside `patch`, which the log shows as one. The rest is rare in the life of an
     # ensemble: a profiling pod that succeeded, GPUs that are asked for one by one, an ensemble that is suspended.
     rare = {("create", r) for _, r in role} | {
         ("patch", "modelprofiles"),

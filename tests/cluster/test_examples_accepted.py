@@ -1,0 +1,31 @@
+"""A real API server takes every manifest that the examples and the docs show."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from beds.controlplane import ControlPlane
+
+ROOT = Path(__file__).parents[2]
+
+
+def shown() -> Iterator[Any]:
+    for path in sorted((ROOT / "examples" / "kubernetes").glob("*.yaml")):
+        yield pytest.param(path.read_text(), id=path.stem)
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        for i, text in enumerate(re.findall(r"```yaml\n(apiVersion:.*?)```", page.read_text(), flags=re.DOTALL)):
+            yield pytest.param(text, id=f"{page.stem}-{i}")
+
+
+@pytest.mark.parametrize("text", list(shown()))
+def test_it_is_accepted(control_plane: ControlPlane, text: str) -> None:
+    objects = list(yaml.safe_load_all(text))
+    command = ("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-")
+    said = control_plane.kubectl(*command, manifests=objects)
+    assert len(said.strip().splitlines()) == len(objects)
