@@ -130,6 +130,13 @@ def test_explain_says_why_one_waits(space: Space, look: Run) -> None:
     assert "needs 1 device of 58.6 GiB" in look("status", "giant").stdout
 
 
+def test_explain_gives_a_plan_that_is_only_a_plan(space: Space, look: Run) -> None:
+    space.apply("idea", mode="PlanOnly")
+    wait_for(lambda: space.status("idea").get("matrix"), "there is a plan")
+    (copy,) = document(look("explain", "idea", "-o", "json"))["copies"]
+    assert copy["rate"] == pytest.approx(space.status("idea")["rate"], rel=1e-3)
+
+
 def test_kubectl_finds_the_plugin(space: Space, tmp_path: Path) -> None:
     plugin = tmp_path / "kubectl-ensemble"
     plugin.write_text(f'#!/bin/sh\nexec {sys.executable} -m ensemble_operator.cli.kubectl "$@"\n')

@@ -52,7 +52,12 @@ def test_the_example_manifest_is_right() -> None:
 def test_every_exit_code_is_explained() -> None:
     page = (DOCS / "operations.md").read_text()
     explained = {(int(code), name) for code, name in re.findall(r"^\| (\d+) \| `(\w+)` \|", page, flags=re.MULTILINE)}
-    classes = [*vars(errors).values(), cli_errors.ServerUnreachableError, cli_errors.ServerRefusedError]
+    classes = [
+        *vars(errors).values(),
+        cli_errors.ServerUnreachableError,
+        cli_errors.ServerRefusedError,
+        cli_errors.ClusterConfigError,
+    ]
     assert explained == {(cls.exit_code, cls.__name__) for cls in classes if isinstance(cls, type)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,15 +13,19 @@ from pydantic import ValidationError
 from ensemble_operator.api.ensemble import EnsembleSpec, InferenceEnsemble
 from ensemble_operator.api.profile import ModelProfile
 from ensemble_operator.cli.cluster import Body, Cluster
+from ensemble_operator.cli.cluster_inventory import survey
 from ensemble_operator.cli.cluster_status import stale
 from ensemble_operator.cli.explaining import explained, explained_table
 from ensemble_operator.cli.output import Output, emit
+from ensemble_operator.inventory.cpu import core_memory
 from ensemble_operator.inventory.device import Device
 from ensemble_operator.manifests import labels
 from ensemble_operator.manifests.question import question
 from ensemble_operator.planner.given import given_plan
 from ensemble_operator.planner.plan import Plan
+from ensemble_operator.planner.problem import Problem
 from ensemble_operator.profiles.table import written
+from ensemble_runtime.config import DeviceKind
 from ensemble_runtime.errors import EnsembleError, ManifestError
 
 if TYPE_CHECKING:
@@ -47,8 +52,10 @@ def show_explanation(cluster: Cluster, name: str, output: Output) -> None:
             plans[copy] = given_plan(_problem(cluster, body, devices), cells)
         except EnsembleError as error:
             reasons.append(f"copy {copy} cannot be explained: {error}")
+    if not pods and (body.get("status") or {}).get("matrix"):
+        plans[0] = given_plan(*_planned(cluster, body))
     if not plans and not reasons:
-        reasons.append("it has no pods" + ("; mode PlanOnly creates none" if _plan_only(body) else ""))
+        reasons.append("it has no pods")
     document = {"name": name, "reasons": reasons, "copies": [{"copy": c, **explained(p)} for c, p in plans.items()]}
     emit(output, document, lambda: _table(name, reasons, plans))
 
@@ -59,10 +66,6 @@ def _unwished(body: Body) -> Iterator[str]:
     for condition in (body.get("status") or {}).get("conditions") or ():
         if condition["status"] != _AS_WISHED.get(condition["type"], "True"):
             yield f"{condition['type']} is {condition['status']}, {condition['reason']}: {condition.get('message', '')}"
-
-
-def _plan_only(body: Body) -> bool:
-    return bool(body["spec"].get("mode") == "PlanOnly")
 
 
 def _copies(pods: list[Body]) -> dict[int, tuple[tuple[Device, ...], Cells]]:
@@ -81,7 +84,25 @@ def _copies(pods: list[Body]) -> dict[int, tuple[tuple[Device, ...], Cells]]:
     return found
 
 
-def _problem(cluster: Cluster, body: Body, devices: tuple[Device, ...]) -> Any:
+def _planned(cluster: Cluster, body: Body) -> tuple[Problem, Cells]:
+    """What the status says is planned, where no pod says it: mode PlanOnly."""
+    nodes = {node.name: node for node in survey(cluster, cluster.pods(everywhere=True)).nodes}
+    devices, cells = [], Cells()
+    for row in body["status"]["matrix"]:
+        node, cores = nodes.get(row["node"]), re.fullmatch(r"cpu-(\d+)", row["type"])
+        if node is None:
+            raise ManifestError(f"node {row['node']}, on which it is planned, is gone")
+        known = {device.name: device for device in node.devices}
+        if cores is not None:
+            memory = core_memory(node) * int(cores[1])
+            devices.append(Device(row["device"], node.name, DeviceKind.CPU, row["type"], memory))
+        elif row["device"] in known:
+            devices.append(known[row["device"]])
+        cells |= {(node.name, row["device"], cell["member"]): cell["batchSize"] for cell in row["cells"]}
+    return _problem(cluster, body, tuple(devices)), cells
+
+
+def _problem(cluster: Cluster, body: Body, devices: tuple[Device, ...]) -> Problem:
     spec = _spec(body)
     profiles = list(_profiles(cluster))
     by_uri = {uri: profile.spec.model.sha256 for profile, uri in profiles if uri}
