@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from hmac import compare_digest
 from typing import Any
 
 import orjson
@@ -16,6 +17,7 @@ from ensemble_runtime.gateway.exposition import CONTENT_TYPE, exposition
 from ensemble_runtime.gateway.heads import parse_length, preferred_coding
 from ensemble_runtime.gateway.inference import INLINE_BYTES, Exchange, Inference
 from ensemble_runtime.gateway.refusal import Reason, RefusedError, busy, internal, invalid, too_large, too_slow
+from ensemble_runtime.pipeline.remote_wire import TARGET
 
 INDEX_BYTES = 4096
 """Largest body of a repository index request."""
@@ -28,9 +30,11 @@ _logger = logging.getLogger(__name__)
 def build_app(inference: Inference) -> web.Application:
     """The application over one ensemble."""
     endpoints = Endpoints(inference)
+    shard = inference.config.shard is not None
     app = web.Application(middlewares=[errors_as_json])
     for paths, method, handler in (
-        (_of_model("/infer"), "POST", endpoints.infer),
+        (_of_model("/infer"), "POST", endpoints.not_here if shard else endpoints.infer),
+        ((TARGET,) if shard else (), "POST", endpoints.infer_for_head),
         (("/v2", "/v2/"), "GET", endpoints.server),
         (("/v2/health/live",), "GET", endpoints.live),
         (("/v2/health/ready",), "GET", endpoints.ready),
@@ -126,6 +130,20 @@ class Endpoints:
     async def infer(self, request: web.Request) -> web.Response:
         """Inference, with content codings both ways."""
         self._check(request)
+        return await self._infer(request)
+
+    async def infer_for_head(self, request: web.Request) -> web.Response:
+        """Inference in a shard, for who knows the ensemble's token."""
+        given = request.headers.get("Authorization", "").encode("utf-8", "replace")
+        if not compare_digest(given, self._inference.authorization or b""):
+            raise RefusedError(403, "a shard answers only to its ensemble; the token is wrong", Reason.INVALID)
+        return await self._infer(request)
+
+    async def not_here(self, request: web.Request) -> web.Response:
+        """Inference in a shard, for anybody else."""
+        raise RefusedError(403, f"this is a shard of '{self._config.name}'; ask its head", Reason.INVALID)
+
+    async def _infer(self, request: web.Request) -> web.Response:
         inference = self._inference
         coding = request.headers.get("Content-Encoding", "identity").strip().lower()
         if coding not in ("identity", "gzip", "deflate"):

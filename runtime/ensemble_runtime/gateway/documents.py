@@ -48,6 +48,8 @@ def devices(config: RuntimeConfig) -> list[dict[str, Any]]:
 def model_config(config: RuntimeConfig, max_rows: int) -> dict[str, Any]:
     """`GET /v2/models/{name}/config`, in the words of Triton's model configuration; dims are without the batch."""
     kinds = {device.name: _KINDS[device.kind] for device in config.devices}
+    kinds |= {remote.name: "KIND_MODEL" for remote in config.remotes}
+    cells = dict.fromkeys((cell.member, cell.device) for cell in config.cells)
     facts = {
         "rule": config.combination.rule.value,
         "predictions": config.combination.predictions.value,
@@ -62,7 +64,7 @@ def model_config(config: RuntimeConfig, max_rows: int) -> dict[str, Any]:
         "input": [_config_tensor(spec) for spec in config.inputs],
         "output": [_config_tensor(spec) for spec in config.outputs],
         "instance_group": [
-            {"name": f"{cell.member}@{cell.device}", "kind": kinds[cell.device], "count": 1} for cell in config.cells
+            {"name": f"{member}@{device}", "kind": kinds[device], "count": 1} for member, device in cells
         ],
         "parameters": {key: {"string_value": value} for key, value in facts.items()},
     }

@@ -10,7 +10,7 @@ import orjson
 from numpy.typing import NDArray
 
 from ensemble_runtime.config import RuntimeConfig
-from ensemble_runtime.gateway.answers import Answer, response_head
+from ensemble_runtime.gateway.answers import Answer, failed, response_head
 from ensemble_runtime.gateway.protocol import InferRequest, OutputChoice
 from ensemble_runtime.pipeline.port import Lease, Outcome, Verdict
 
@@ -62,7 +62,16 @@ class Encoder:
         return Template(response_head(Answer(200, b"", len(document)), length, True), document, tuple(sizes))
 
     def encode(self, request: InferRequest, outcome: Outcome, lease: Lease) -> Answer:
-        """The answer of a request whose outcome holds one; copies out of the arena."""
+        """The answer of a request; copies out of the arena.
+
+        Raises:
+            RefusedError: the outcome holds no answer.
+        """
+        if not outcome.answered:
+            raise failed(outcome)
+        return self._encoded(request, outcome, lease)
+
+    def _encoded(self, request: InferRequest, outcome: Outcome, lease: Lease) -> Answer:
         entries: list[dict[str, Any]] = []
         tensors: list[bytes] = []
         for choice in request.outputs:

@@ -36,6 +36,7 @@ class EnsembleCollector(Collector):
         yield from self._requests()
         yield from self._members(health)
         yield from self._cells(health)
+        yield from self._remotes(health)
         yield from self._processes(health)
 
     def _requests(self) -> Iterator[Metric]:
@@ -106,6 +107,25 @@ class EnsembleCollector(Collector):
         serving = GaugeMetricFamily("ensemble_ready", "Whether the ensemble serves.", labels=list(self._model))
         serving.add_metric(list(self._model.values()), float(health.ready))
         yield serving
+
+    def _remotes(self, health: Health) -> Iterator[Metric]:
+        labels = ["remote"]
+        up = GaugeMetricFamily("ensemble_remote_up", "Whether the shard can be reached.", labels=labels)
+        counters = [
+            CounterMetricFamily(f"ensemble_remote_{name}", text, labels=labels)
+            for name, text in (
+                ("requests", "Batches handed over to the shard."),
+                ("sent_bytes", "Bytes sent to the shard."),
+                ("received_bytes", "Bytes received from the shard."),
+                ("lost_connections", "Connections to the shard that ended."),
+            )
+        ]
+        for remote in health.remotes:
+            up.add_metric([remote.name], float(remote.connections > 0))
+            values = (remote.requests, remote.sent_bytes, remote.received_bytes, remote.lost)
+            for family, value in zip(counters, values, strict=True):
+                family.add_metric([remote.name], value)
+        yield from (up, *counters) if health.remotes else ()
 
     def _processes(self, health: Health) -> Iterator[Metric]:
         labels = ["role", "pid"]

@@ -27,7 +27,7 @@ STALL_SECONDS = 60.0
 """A client that does not read its answer for longer is cut off."""
 
 _END = b"\r\n\r\n"
-_PREFIX = b"POST /v2/models/"
+_PREFIX = b"POST /v2/"
 
 
 class Entrance:

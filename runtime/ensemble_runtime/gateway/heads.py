@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from hmac import compare_digest
 
 import httptools
 
@@ -32,8 +33,9 @@ class Head:
 class HeadReader:
     """Parses heads strictly and remembers them by their exact bytes."""
 
-    def __init__(self, targets: Iterable[str], max_body: int) -> None:
-        """Serve only these request targets, and bodies up to `max_body` bytes."""
+    def __init__(self, targets: Iterable[str], max_body: int, authorization: bytes | None = None) -> None:
+        """Serve only these request targets, bodies up to `max_body` bytes, and, where given, this authorization."""
+        self._authorization = authorization
         self._targets = frozenset(target.encode() for target in targets)
         self._max_body = max_body
         self._memo = Memo[Head](most=4096, entry_bytes=2048)
@@ -55,6 +57,10 @@ class HeadReader:
             return None
         length = fields.one(b"content-length")
         if length is None or not length.isdigit() or not 1 <= int(length) <= self._max_body:
+            return None
+        if self._authorization is not None and not compare_digest(
+            fields.one(b"authorization") or b"", self._authorization
+        ):
             return None
         json_bytes = fields.one(b"inference-header-content-length")
         head = Head(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ensemble_runtime.config import Datatype
-from ensemble_runtime.gateway.answers import Answer, failed, refused
+from ensemble_runtime.gateway.answers import Answer, refused
 from ensemble_runtime.gateway.encoder import Encoder, Template
 from ensemble_runtime.gateway.memo import Memo
 from ensemble_runtime.gateway.metrics import Counters
@@ -50,6 +50,8 @@ class Inference:
         self.gather_most = self.max_body * _GATHER_BODIES
         self.booleans = tuple(i for i, spec in enumerate(config.inputs) if spec.datatype is Datatype.BOOL)
         self.parser = RequestParser(config, pipeline.max_rows)
+        self.authorization: bytes | None = None
+        """What a request has to carry; None: whoever reaches this gateway may ask."""
         self._memo = Memo[tuple[InferRequest, Template | None]](most=1024, entry_bytes=4096)
         self._known = self._memo.get
         self._was_ready = False
@@ -327,8 +329,6 @@ class Exchange:
     def _encode(self, request: InferRequest, outcome: Outcome, lease: Lease) -> Answer:
         counters = self._inference.counters
         counters.lacked(outcome.missing)
-        if not outcome.answered:
-            raise failed(outcome)
         answer = self._inference.encoder.encode(request, outcome, lease)
         if outcome.verdict is Verdict.PARTIAL:
             counters.partial += 1

@@ -13,7 +13,9 @@ from ensemble_runtime.gateway.app import JsonRequestHandler, build_app
 from ensemble_runtime.gateway.fastlane import IDLE_SECONDS, Entrance, FastLane
 from ensemble_runtime.gateway.heads import HeadReader
 from ensemble_runtime.gateway.inference import Inference
+from ensemble_runtime.gateway.shard import ShardInference
 from ensemble_runtime.pipeline.port import Pipeline
+from ensemble_runtime.pipeline.remote_wire import TARGET
 
 CONNECTIONS = 4096
 BACKLOG = 1024
@@ -30,8 +32,8 @@ async def serve(pipeline: Pipeline[Any], sock: socket.socket, stop: asyncio.Even
         stop: Set it to end.
     """
     loop = asyncio.get_running_loop()
-    inference = Inference(pipeline)
-    config = inference.config
+    config = pipeline.config
+    inference = Inference(pipeline) if config.shard is None else ShardInference(pipeline, config.shard)
     drain_seconds = config.serving.drain_ms / 1e3
     runner = web.AppRunner(build_app(inference), handler_cancellation=True, shutdown_timeout=drain_seconds)
     await runner.setup()
@@ -46,8 +48,9 @@ async def serve(pipeline: Pipeline[Any], sock: socket.socket, stop: asyncio.Even
         return len(entrance.connections) + len(manager.connections) >= CONNECTIONS
 
     target = f"/v2/models/{config.name}"
-    targets = (f"{target}/infer", f"{target}/versions/{config.version}/infer")
-    entrance = Entrance(inference, HeadReader(targets, inference.max_body), hand_over, crowded)
+    targets = (f"{target}/infer", f"{target}/versions/{config.version}/infer") if config.shard is None else (TARGET,)
+    heads = HeadReader(targets, inference.max_body, inference.authorization)
+    entrance = Entrance(inference, heads, hand_over, crowded)
     server = await loop.create_server(lambda: FastLane(entrance), sock=sock, backlog=BACKLOG)
     sweeper = asyncio.create_task(_sweep(entrance))
     _logger.info("gateway of '%s' serves on %s", config.name, sock.getsockname())

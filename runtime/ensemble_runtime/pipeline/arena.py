@@ -76,12 +76,12 @@ class Geometry:
         """Derive the geometry from the configuration."""
         rows = queue_rows(config)
         cells = range(len(config.cells))
-        processes: tuple[tuple[int, ...], ...]
-        if config.serving.hosting is Hosting.PER_CELL:
-            processes = tuple((cell,) for cell in cells)
-        else:
-            devices = dict.fromkeys(cell.device for cell in config.cells)
-            processes = tuple(tuple(c for c in cells if config.cells[c].device == device) for device in devices)
+        # A remote has one process for all its connections: members that go there together are taken together.
+        together = {remote.name for remote in config.remotes}
+        if config.serving.hosting is Hosting.PER_DEVICE:
+            together |= {device.name for device in config.devices}
+        hosts = [cell.device if cell.device in together else i for i, cell in enumerate(config.cells)]
+        processes = tuple(tuple(c for c in cells if hosts[c] == host) for host in dict.fromkeys(hosts))
         segments = tuple(min(config.cells[c].batch_size for c in config.cells_of(m.name)) for m in config.members)
         return Geometry(
             rows=rows,

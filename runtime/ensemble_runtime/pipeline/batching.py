@@ -31,6 +31,7 @@ from ensemble_runtime.pipeline.arena import (
     SERVICES,
     SKIPPED,
     STATE_NAMES,
+    UNREACHED,
     Arena,
 )
 from ensemble_runtime.pipeline.combination import (
@@ -50,6 +51,7 @@ from ensemble_runtime.pipeline.port import (
     Options,
     Outcome,
     OverloadedError,
+    RemoteStatus,
     RequestTooLargeError,
     Verdict,
 )
@@ -67,13 +69,28 @@ _SHADOWS_SHARE = 4
 _DEAD_COMBINER_GRACE = 1.0
 """Seconds after which a deadline is said again: the combiner that was to hear it may have died."""
 
+_EXPLAINED = (RAISED, MISSHAPEN, UNREACHED)
+"""Codes for which the cell says what happened."""
+
 _FILLING, _WAITING, _ENDED = range(3)
 
 
 class RowLease:
     """The rows of one request; see `port.Lease`."""
 
-    __slots__ = ("_batcher", "base", "done", "generation", "released", "rows", "settled", "shapes", "slot", "state")
+    __slots__ = (
+        "_batcher",
+        "asked",
+        "base",
+        "done",
+        "generation",
+        "released",
+        "rows",
+        "settled",
+        "shapes",
+        "slot",
+        "state",
+    )
 
     def __init__(
         self, batcher: Batcher, slot: int, base: int, rows: int, shapes: Sequence[tuple[int, ...]], generation: int
@@ -85,6 +102,8 @@ class RowLease:
         self.shapes = shapes
         self.generation = generation
         self.state = _FILLING
+        self.asked: list[int] | None = None
+        """The members that it goes to, where it does not go to all."""
         self.done: Callable[[Outcome], None] | None = None
         self.released = False
         self.settled = True
@@ -145,6 +164,10 @@ class Batcher:
         self._next = [0] * len(self._names)
         self._pending: list[RowLease] = []
         self._urgent: list[RowLease] = []
+        self._columns: dict[tuple[str, str], list[int]] = {}
+        """The cells of each device and member: one, but of a remote one for each connection."""
+        for c, cell in enumerate(config.cells):
+            self._columns.setdefault((cell.device, cell.member), []).append(c)
         self._timeout = config.serving.timeout_ms / 1000
         quorum = config.serving.quorum
         self._needed = quorum.min_members if quorum else len(self._combined)
@@ -194,6 +217,9 @@ class Batcher:
         if not self._all_outputs_fixed:
             self._arena.output_shapes[slot] = 0
         self._watch(slot, options)
+        if options.only is not None:
+            self._push_to(lease, options.only)
+            return
         if not self._pending and not self._urgent:
             self._loop.call_soon(self._flush)
         (self._urgent if options.priority > 0 else self._pending).append(lease)
@@ -260,6 +286,18 @@ class Batcher:
                 self._spare(member, leases)
             else:
                 arena.queues[member][queue].push(blob)
+
+    def _push_to(self, lease: RowLease, names: Sequence[str]) -> None:
+        """Send a request to some members, at once: a head has made a batch of it already. The others are skipped."""
+        arena, rows = self._arena, slice(lease.base, lease.base + lease.rows)
+        lease.asked = asked = [self._names.index(name) for name in names]
+        arena.status[:, rows] = SKIPPED
+        arena.status[asked, rows] = 0
+        self._counts[0][lease.slot] = lease.rows * len(asked)
+        self._table[3][lease.slot] |= ACTIVE
+        for member in asked:
+            arena.queues[member][NORMAL].push(_segments([lease], arena.geometry.segments[member]))
+        self._ring(1)
 
     def _behind(self, member: int) -> bool:
         """Whether what waits for a shadow would soon take the room that requests need."""
@@ -329,12 +367,13 @@ class Batcher:
 
     def _outcome(self, lease: RowLease, verdict: int) -> Outcome:
         status = self._arena.status[:, lease.base : lease.base + lease.rows]
+        combined = self._combined if lease.asked is None else lease.asked
         if verdict == DONE_PARTIAL:
             used = self._arena.used[lease.slot]
-            missing = [m for m in self._combined if not used[m]]
+            missing = [m for m in combined if not used[m]]
             return Outcome(Verdict.PARTIAL, {self._names[m]: self._reason(m, status[m]) for m in missing})
         late = verdict == TIMED_OUT
-        missing = [m for m in self._combined if ((status[m] != ARRIVED) if late else (status[m] > ARRIVED)).any()]
+        missing = [m for m in combined if ((status[m] != ARRIVED) if late else (status[m] > ARRIVED)).any()]
         reasons = {self._names[m]: self._reason(m, status[m]) for m in missing}
         if not reasons:  # every member has answered, and their combination failed
             reason = f"{REASONS[RAISED]} ({self._arena.combiner_error.get()})"
@@ -345,7 +384,7 @@ class Batcher:
         code = int(status.max()) if (status > ARRIVED).any() else 0
         reason = REASONS[code]
         texts = [self._arena.errors[cell].get() for cell in self.config.cells_of(self._names[member])]
-        detail = next((text for text in texts if text), "") if code in (RAISED, MISSHAPEN) else ""
+        detail = next((text for text in texts if text), "") if code in _EXPLAINED else ""
         return f"{reason} ({detail})" if detail else reason
 
     # -- time ---------------------------------------------------------------------------------------------------------
@@ -434,22 +473,38 @@ class Batcher:
     def health(self) -> Health:
         """See `port.Pipeline.health`."""
         arena = self._arena
-        cells = tuple(self._cell(c) for c in range(arena.geometry.cells))
+        cells = tuple(self._cell(lanes) for lanes in self._columns.values())
         served = {cell.member for cell in cells if cell.state == STATE_NAMES[READY]}
         unserved = [self._names[m] for m in self._combined if self._names[m] not in served]
         processes = {name: arena.service_pids[i] for i, name in enumerate(SERVICES) if arena.service_pids[i]}
         reasons = []
         if len(self._combined) - len(unserved) < self._needed:
-            reasons.append(f"no worker is ready for {', '.join(unserved)}")
+            reasons.append(f"no worker is ready for {', '.join(unserved)}{self._troubles(unserved)}")
         if "combiner" not in processes:
             reasons.append("the combination process is being restarted")
         queued = {name: self._queued(m) for m, name in enumerate(self._names)}
-        return Health(not reasons, "; ".join(reasons), cells, processes, queued)
+        remotes = tuple(self._remote(i) for i in range(len(self.config.remotes)))
+        return Health(not reasons, "; ".join(reasons), cells, processes, queued, remotes)
 
-    def _cell(self, index: int) -> CellStatus:
-        arena, cell = self._arena, self.config.cells[index]
-        process = arena.geometry.process_of(index)
-        batches, rows, nanoseconds, errors = arena.counters[index].tolist()
+    def _remote(self, index: int) -> RemoteStatus:
+        remote = self.config.remotes[index]
+        lanes = next((lanes for (device, _), lanes in self._columns.items() if device == remote.name), [])
+        up = sum(self._arena.state[cell] == READY for cell in lanes)
+        return RemoteStatus(remote.name, remote.url, up, *self._arena.remotes[index])
+
+    def _troubles(self, members: Sequence[str]) -> str:
+        """Why shards on other nodes do not serve these members."""
+        remotes = {remote.name for remote in self.config.remotes}
+        cells = [c for c, cell in enumerate(self.config.cells) if cell.device in remotes and cell.member in members]
+        found = dict.fromkeys(text for c in cells if (text := self._arena.errors[c].get()))
+        return f" ({'; '.join(found)})" if found else ""
+
+    def _cell(self, lanes: list[int]) -> CellStatus:
+        """A cell; one of a remote has a part for each connection, and serves if one of them does."""
+        arena = self._arena
+        index = next((lane for lane in lanes if arena.state[lane] == READY), lanes[0])
+        cell, process = self.config.cells[index], arena.geometry.process_of(index)
+        batches, rows, nanoseconds, errors = arena.counters[lanes].sum(axis=0).tolist()
         return CellStatus(
             device=cell.device,
             member=cell.member,

@@ -24,7 +24,7 @@ from ensemble_runtime.pipeline.arena import ACTIVE, ANSWERED, ARRIVED, DISAGREE,
 from ensemble_runtime.pipeline.disagreement import disagreement
 from ensemble_runtime.pipeline.intake import Entries
 from ensemble_runtime.pipeline.prediction import Rows, packed, rows_of
-from ensemble_runtime.pipeline.rules import Fold, make_fold
+from ensemble_runtime.pipeline.rules import Fold, Uncombined, make_fold
 from ensemble_runtime.pipeline.stacking import STACKING, Stack
 from ensemble_runtime.pipeline.wiring import Wiring, linger, ring, sleep_until_rung
 
@@ -348,7 +348,7 @@ class Combiner:
         status = arena.status[:, self._rows(slot)]
         arrived = [m for m in self._combined if (status[m] == ARRIVED).all()]
         failed = [m for m in self._combined if (status[m] > ARRIVED).any()]
-        alike = arrived if self._fixed else self._alike(slot, arrived)
+        alike = arrived if self._fixed or self._config.shard else self._alike(slot, arrived)
         needed = int(arena.min_members[slot])
         pending = len(self._combined) - len(arrived) - len(failed)
         if not pending or (slot in self._expired and len(alike) >= needed):
@@ -448,6 +448,8 @@ class Combiner:
 
 
 def _folds(config: RuntimeConfig, combined: list[int], paths: dict[str, Path]) -> list[Fold]:
+    if config.shard is not None:
+        return [Uncombined() for _ in config.outputs]
     if config.combination.rule is Rule.STACKING:
         return [Stack(config, len(combined), paths[STACKING])]
     weights = [config.members[m].weight for m in combined]

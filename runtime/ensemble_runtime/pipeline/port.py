@@ -53,6 +53,8 @@ class Options:
     """Quorum: fewest members of a partial answer; needs `deadline`."""
     deadline: float | None = None
     disagreement: bool = False
+    only: tuple[str, ...] | None = None
+    """In a shard: the members that are asked; the combined output then means nothing."""
 
 
 class OverloadedError(Exception):
@@ -105,6 +107,21 @@ class CellStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteStatus:
+    """One shard on another node as its head sees it, with counters since the pipeline started."""
+
+    name: str
+    url: str
+    connections: int
+    """Those that stand now."""
+    requests: int
+    sent_bytes: int
+    received_bytes: int
+    lost: int
+    """Connections that ended."""
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """The truth about the pipeline at this moment."""
 
@@ -116,6 +133,7 @@ class Health:
     """Role -> pid of the pipeline's processes: supervisor, gateway, combiner, workers' forge."""
     queue_rows: dict[str, int]
     """Rows that wait for each member."""
+    remotes: tuple[RemoteStatus, ...] = ()
 
 
 L = TypeVar("L", bound=Lease)

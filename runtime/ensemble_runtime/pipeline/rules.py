@@ -191,6 +191,21 @@ class Peak:
             acc[rows] = self.settle(acc[rows])
 
 
+@dataclass(frozen=True, slots=True)
+class Uncombined:
+    """Leaves the output area alone: a shard's members are combined by its head."""
+
+    streaming: bool = True
+
+    def fold(self, acc: Array, rows: Rows, first: bool | NDArray[np.bool_], values: Array, member: int) -> None:
+        """Nothing: the values stay in the member's own area."""
+
+    def finish(
+        self, acc: Array, rows: Rows, arrived: NDArray[np.bool_] | None = None, members: Array | None = None
+    ) -> None:
+        """Nothing."""
+
+
 Combine = Callable[[Array, NDArray[np.intp]], Array]
 """(values of the members that arrived (m, k, *shape) in float, their positions (m,)) -> (k, *shape)."""
 

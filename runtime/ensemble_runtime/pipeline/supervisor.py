@@ -25,8 +25,11 @@ from ensemble_runtime.pipeline import forge, repair
 from ensemble_runtime.pipeline.arena import FAILED, READY, SERVICES, STARTING, Arena
 from ensemble_runtime.pipeline.combination import combine_until_killed
 from ensemble_runtime.pipeline.prediction import predict_until_killed
+from ensemble_runtime.pipeline.remote import hand_over_until_killed
+from ensemble_runtime.pipeline.remote_wire import authorization
 from ensemble_runtime.pipeline.stacking import STACKING
 from ensemble_runtime.pipeline.wiring import Wiring, adopt_orphans, die_with_parent, ring
+from ensemble_runtime.span import laid_out
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +65,8 @@ def run(config: RuntimeConfig, cache: Path, gateway: GatewayMain) -> int:
     Raises:
         EnsembleError: it could not start; nothing is left behind.
     """
+    config = laid_out(config)
+    _check_tokens(config)
     listener = _listen(config)
     models = _fetch_models(config, cache)  # held until the end: a process that is replaced loads its model again
     paths = {name: model.path for name, model in models.items()}
@@ -184,10 +189,11 @@ class Supervisor:
         """CPU cells share the forge's libraries; GPUs need a process without torch; simulated ones need neither."""
         return self._device_kind(process) is DeviceKind.CPU
 
-    def _device_kind(self, process: int) -> DeviceKind:
+    def _device_kind(self, process: int) -> DeviceKind | None:
+        """None: its cells are those of a shard on another node."""
         config = self.arena.config
         name = config.cells[self.arena.geometry.processes[process][0]].device
-        return next(device.kind for device in config.devices if device.name == name)
+        return next((device.kind for device in config.devices if device.name == name), None)
 
     def _start_what_is_due(self) -> None:
         if self._stopping:
@@ -248,12 +254,14 @@ class Supervisor:
             if time.monotonic() > deadline:
                 raise StartupError("the supervisor does not know of this process")
             time.sleep(_PAUSE)
+        if self._device_kind(process) is None:
+            return hand_over_until_killed(self.arena, self.wiring, process)
         return predict_until_killed(self.arena, self.wiring, process, self.paths)
 
     def _modules(self) -> tuple[str, ...]:
         config = self.arena.config
-        kinds = {device.name: device.kind for device in config.devices}
-        return forge.modules_for(config, [c.member for c in config.cells if kinds[c.device] is DeviceKind.CPU])
+        on_cores = {device.name for device in config.devices if device.kind is DeviceKind.CPU}
+        return forge.modules_for(config, [cell.member for cell in config.cells if cell.device in on_cores])
 
     def _hear_forge(self) -> None:
         if self._channel is None:
@@ -374,7 +382,8 @@ class Supervisor:
                 name = self.arena.config.cells[cell].member
                 if starting and not self._started:
                     limit = f"{serving.startup_timeout_ms / 1000:g} s (serving.startupTimeoutMs)"
-                    raise StartupError(f"member '{name}' was not ready within {limit}")
+                    trouble = f": {text}" if (text := self.arena.errors[cell].get()) else ""
+                    raise StartupError(f"member '{name}' was not ready within {limit}{trouble}")
                 if computing or starting:
                     log.error("cell hangs", extra={"member": name, "pid": life.pid})
                     _kill(life.pid)
@@ -447,6 +456,12 @@ def _listen(config: RuntimeConfig) -> socket.socket:
         raise PortTakenError(f"cannot listen on {address[0]}:{address[1]}: {reason}") from error
     listener.setblocking(False)
     return listener
+
+
+def _check_tokens(config: RuntimeConfig) -> None:
+    """Find out now that the shards' token cannot be read, and not when it is needed."""
+    for file in [remote.token_file for remote in config.remotes] + ([config.shard.token_file] if config.shard else []):
+        authorization(file)
 
 
 def _fetch_models(config: RuntimeConfig, cache: Path) -> dict[str, FetchedModel]:
