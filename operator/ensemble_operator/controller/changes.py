@@ -13,13 +13,15 @@ from ensemble_operator.controller.resources import BUDGETS, CONFIG_MAPS, SERVICE
 from ensemble_operator.controller.rollout import Removal, RunningPod, Steps, WantedSet, steps
 from ensemble_operator.manifests import labels
 from ensemble_operator.manifests.budget import budget
-from ensemble_operator.manifests.deployment import copy_objects
+from ensemble_operator.manifests.deployment import copy_objects, spans_nodes
 from ensemble_operator.manifests.names import config_map_name, digest, pod_name
 from ensemble_operator.manifests.objects import Owner
 from ensemble_operator.manifests.revision import copy_hash
-from ensemble_operator.manifests.service import service
+from ensemble_operator.manifests.service import service, shards_service
 from ensemble_operator.manifests.settings import PodSettings
 from ensemble_operator.manifests.shards import shards
+from ensemble_operator.manifests.token import token_secret
+from ensemble_operator.planner.plan import Plan
 from ensemble_runtime.errors import EnsembleError
 
 Object = dict[str, Any]
@@ -91,19 +93,23 @@ def changes(
     except EnsembleError as error:
         return Changes(steps=_as_it_is(running), problem=str(error))
     shared = _shared(owner, decision, now, len(wanted))
-    needed = {(o["kind"], o["metadata"]["name"]) for o in (*objects, *shared)}
+    between = _between_shards(owner, plans.values(), there)
+    # Made once, and left alone: who reads no Secrets cannot know whether it is there, so it is tried with new pods.
+    token = [token_secret(owner)] if now.create and spans_nodes(plans.values()) else []
+    needed = {(o["kind"], o["metadata"]["name"]) for o in (*objects, *shared, *between)}
     return Changes(
         apply=tuple(
             sorted(
                 (
-                    *(o for o in map(marked, shared) if _differs(o, there)),
+                    *(o for o in map(marked, (*shared, *between)) if _differs(o, there)),
+                    *token,
                     *(marked(o) if o["kind"] != "Pod" else o for o in objects),
                 ),
                 key=lambda o: bool(o["kind"] == "Pod"),
             )
         ),
         remove=now.delete,
-        delete=tuple(_leftovers(ensemble.metadata.name, there, needed)),
+        delete=tuple(_leftovers(ensemble.metadata.name, there, needed, keep_service=decision.suspended)),
         steps=now,
     )
 
@@ -155,11 +161,17 @@ def _as_it_is(running: Iterable[RunningPod]) -> Steps:
 
 
 def _shared(owner: Owner, decision: Decision, now: Steps, copies: int) -> list[Object]:
-    """The Service, which outlives suspension so that its address stays, and the budget."""
+    """What all copies share: the Service, and the budget."""
     if decision.dry or decision.revision is None:
         return []
     found = budget(owner, copies)
     return [service(owner, now.serving or decision.revision), *([found] if found else [])]
+
+
+def _between_shards(owner: Owner, plans: Iterable[Plan], there: There) -> list[Object]:
+    """The Service through which the shards of a copy on several nodes find each other, as long as there are some."""
+    spans = spans_nodes(plans) or any(pod.labels.get(labels.ROLE) == labels.REMOTE for pod in there.pods.values())
+    return [shards_service(owner)] if spans else []
 
 
 def _differs(body: Object, there: There) -> bool:
@@ -177,8 +189,8 @@ def _lacks_config(want: WantedSet, name: str, there: There) -> bool:
     )
 
 
-def _leftovers(name: str, there: There, needed: set[tuple[str, str]]) -> Iterable[Deletion]:
-    """What no pod needs any more; the Service stays as long as the ensemble may serve again."""
+def _leftovers(name: str, there: There, needed: set[tuple[str, str]], *, keep_service: bool) -> Iterable[Deletion]:
+    """What no pod needs any more; the Service stays through suspension, so that its address does."""
     hashes = {pod.labels.get(labels.CONFIG, "") for pod in there.pods.values()}
     configs = {config_map_name(name, hash_) for hash_ in hashes if hash_}
     for (resource, child), record in sorted(there.children.items(), key=lambda item: (item[0][0].kind, item[0][1])):
@@ -188,5 +200,5 @@ def _leftovers(name: str, there: There, needed: set[tuple[str, str]]) -> Iterabl
             yield Deletion(resource, child, "no pod reads it")
         elif resource is TEMPLATES and child not in there.pods:
             yield Deletion(resource, child, "its pod is gone")
-        elif resource in (SERVICES, BUDGETS):
+        elif resource is BUDGETS or (resource is SERVICES and not keep_service):
             yield Deletion(resource, child, "the ensemble has no use for it")

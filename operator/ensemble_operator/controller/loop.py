@@ -36,6 +36,7 @@ from ensemble_operator.controller.resources import (
     NODES,
     PODS,
     PROFILES,
+    SECRETS,
     SERVICES,
     SLICES,
     TEMPLATES,
@@ -285,6 +286,9 @@ class Loop:
     async def _applied_now(self, body: dict[str, Any]) -> None:
         """Apply, and know at once what came of it: watches may be late."""
         resource = BY_KIND[body["kind"]]
+        if resource is SECRETS:
+            await self._kube.create(body)
+            return
         result = await self._kube.apply(body)
         if self._cache.observe(resource, result) and resource is not PODS:
             seen = self._cache.get(resource, result["metadata"]["namespace"], result["metadata"]["name"])
