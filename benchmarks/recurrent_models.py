@@ -27,6 +27,8 @@ class Recurrent:
     layers: int
     steps: int
     rows: int = 1
+    parallel: int = 1
+    """Layers, directions or branches that two devices can share."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -148,7 +150,7 @@ def models() -> list[Recurrent]:
         ("GRU", 512, 4, 64, 1),
     ):
         build = partial(stacked, kind, hidden, layers, steps)
-        found.append(Recurrent(f"{kind} {hidden}, {layers} layers", build, hidden, layers, steps, rows))
+        found.append(Recurrent(f"{kind} {hidden}, {layers} layers", build, hidden, layers, steps, rows, layers))
     for kind, hidden, layers, steps in (
         ("LSTM", 64, 1, 64),
         ("LSTM", 256, 1, 64),
@@ -159,10 +161,12 @@ def models() -> list[Recurrent]:
         ("GRU", 512, 2, 64),
     ):
         build = partial(stacked, kind, hidden, layers, steps, both=True)
-        found.append(Recurrent(f"{kind} {hidden}, {layers} layers, both directions", build, hidden, layers, steps))
+        name = f"{kind} {hidden}, {layers} layers, both directions"
+        found.append(Recurrent(name, build, hidden, layers, steps, 1, 2 * layers))
     for kind, hidden, layers, steps in (("LSTM", 256, 2, 64), ("GRU", 512, 2, 64)):
         build = partial(encoder_decoder, kind, hidden, layers, steps)
-        found.append(Recurrent(f"{kind} {hidden}, encoder and decoder of {layers}", build, hidden, layers, steps))
+        name = f"{kind} {hidden}, encoder and decoder of {layers}"
+        found.append(Recurrent(name, build, hidden, layers, steps, 1, 2 * layers))
     for kind, hidden, count, steps in (("LSTM", 256, 4, 64), ("GRU", 256, 3, 64)):
         build = partial(branches, kind, hidden, count, steps)
         found.append(Recurrent(f"{kind} {hidden}, {count} branches", build, hidden, count, steps))

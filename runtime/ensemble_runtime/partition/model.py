@@ -6,16 +6,19 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from ensemble_runtime.config import Device, Member, ModelFormat, Partition, PartitionObjective, TensorSpec
 from ensemble_runtime.errors import ModelInvalidError
-from ensemble_runtime.members.checks import first_line
+from ensemble_runtime.members.checks import first_line, random_rows
 from ensemble_runtime.members.model import Array, Model, as_declared
 from ensemble_runtime.members.onnx_model import OnnxModel
 from ensemble_runtime.partition.execute import Executor
 from ensemble_runtime.partition.graph import Graph, parse
-from ensemble_runtime.partition.planning import Choice, Costs, plan
+from ensemble_runtime.partition.opening import opened, overlapping
+from ensemble_runtime.partition.planning import Costs, plan, ways_to_open
+from ensemble_runtime.partition.trial import Proposal, alternating, on_trial
 
 log = logging.getLogger(__name__)
 
@@ -48,26 +51,60 @@ def load_partitioned(
         )
     if not all(spec.fixed for spec in inputs):
         raise ModelInvalidError(f"member '{member.name}': inputs of variable length are not computed on two devices")
+    wanted = member.partition or _QUICKEST
     try:
         whole = OnnxModel(member, path, inputs, outputs, devices[0])
         graph = _graph(path, whole, inputs, batch_size)
-        choice = plan(graph, member.partition or _QUICKEST, Costs(devices), chart=False).choice
-        if _all_on_first(choice):
+        proposals = _proposals(graph, wanted, devices)
+        if not proposals:
             return whole
-        model = PartitionedModel(whole, choice, outputs, devices)
+        loaded = [PartitionedModel(whole, proposal, outputs, devices) for proposal in proposals]
     except ModelInvalidError as error:
         raise ModelInvalidError(f"member '{member.name}': {error}") from error
+    if wanted.objective is PartitionObjective.MEMORY:
+        _log(member, devices, proposals[0], loaded[0])
+        return loaded[0]
+    seconds = on_trial(
+        [whole, *loaded], [random_rows(spec, batch_size, 1, np.random.default_rng(0)) for spec in inputs]
+    )
+    best = min(range(len(loaded)), key=lambda i: seconds[i + 1])
+    if seconds[0] <= seconds[best + 1]:
+        best = -1
+    for i, model in enumerate(loaded):
+        if i != best:
+            model.close()
+    if best < 0:
+        return whole
+    _log(member, devices, proposals[best], loaded[best])
+    return loaded[best]
+
+
+def _proposals(graph: Graph, wanted: Partition, devices: tuple[Device, Device]) -> list[Proposal]:
+    """What to try: the plan, and, for the least time, layers that alternate between two devices of one kind.
+
+    The plan knows nothing of caches, and now and then divides a layer's chunks between two cores, which then both read
+    all of its weights.
+    """
+    choice = plan(graph, wanted, Costs(devices), chart=False).choice
+    planned = choice.opened.steps is None and not any(choice.schedule.device)
+    found = [] if planned else [Proposal(choice.opened.graph, choice.placement, choice.opened.steps)]
+    if wanted.objective is PartitionObjective.LATENCY and devices[0].kind is devices[1].kind:
+        for steps in ways_to_open(graph):
+            changed = graph if steps is None else opened(graph, overlapping(graph, steps))
+            found.append(Proposal(changed, alternating(changed), steps))
+    return found
+
+
+def _log(member: Member, devices: tuple[Device, Device], proposal: Proposal, model: PartitionedModel) -> None:
     log.info(
         "member partitioned",
         extra={
             "member": member.name,
             "devices": [device.name for device in devices],
-            "chunk_steps": choice.opened.steps,
-            "predicted_ms": round(choice.schedule.makespan * 1000, 3),
+            "chunk_steps": proposal.steps,
             "weight_bytes": model.held_bytes,
         },
     )
-    return model
 
 
 _QUICKEST = Partition(objective=PartitionObjective.LATENCY)
@@ -77,11 +114,11 @@ class PartitionedModel:
     """A model whose operators are spread over two devices."""
 
     def __init__(
-        self, whole: OnnxModel, choice: Choice, outputs: tuple[TensorSpec, ...], devices: tuple[Device, Device]
+        self, whole: OnnxModel, proposal: Proposal, outputs: tuple[TensorSpec, ...], devices: tuple[Device, Device]
     ) -> None:
         """Open the sessions; see `load_partitioned`."""
-        graph = choice.opened.graph
-        self._executor = Executor(graph, choice.placement, devices)
+        graph = proposal.graph
+        self._executor = Executor(graph, proposal.placement, devices)
         self._inputs = [whole.input_names.index(name) for name in graph.inputs]
         self._outputs = [
             (graph.outputs.index(name), spec) for name, spec in zip(whole.output_names, outputs, strict=True)
@@ -91,6 +128,10 @@ class PartitionedModel:
     def held_bytes(self) -> tuple[int, int]:
         """Bytes of weights on each device."""
         return self._executor.held_bytes
+
+    def close(self) -> None:
+        """End the second device's thread."""
+        self._executor.close()
 
     def predict(self, inputs: Sequence[Array]) -> list[Array]:
         """See `Model.predict`."""
@@ -105,7 +146,3 @@ def _graph(path: Path, whole: OnnxModel, inputs: tuple[TensorSpec, ...], batch_s
         raise ModelInvalidError(f"cannot be read: {first_line(error)}") from error
     shapes = zip(whole.input_names, inputs, strict=True)
     return parse(model, {name: (batch_size, *spec.shape) for name, spec in shapes})
-
-
-def _all_on_first(choice: Choice) -> bool:
-    return choice.opened.steps is None and not any(choice.schedule.device)
