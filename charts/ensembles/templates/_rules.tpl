@@ -13,6 +13,10 @@
 - apiGroups: [""]
   resources: [pods, configmaps, services]
   verbs: [list, watch, create, patch, delete]
+# The token of shards on several nodes is made once, and never read.
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [list, watch, create, patch, delete]
