@@ -205,6 +205,8 @@ class _Round:
 
     def _reserve(self, request: Request, behind: list[_State]) -> None:
         """Keep what is free of what the ensemble would need, if those behind it, by giving way, could make room."""
+        if not any(other.held for other in behind):
+            return  # nobody has anything to give
         ledger = self._free.clone()
         for other in behind:
             for copy in other.held.values():

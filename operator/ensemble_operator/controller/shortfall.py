@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
 
-from ensemble_operator.controller.ledger import Kind, Ledger
+from ensemble_operator.controller.ledger import Kind, Ledger, Offer
 from ensemble_operator.controller.placing import Request
 from ensemble_operator.inventory.terms import refusal
 from ensemble_operator.planner.problem import PlanMember
@@ -24,28 +23,42 @@ def shortfall(request: Request, free: Ledger, everything: Ledger, error: Ensembl
         everything: What there is, held by whomever.
         error: What the planner said of the choice that came nearest.
     """
-    there, refused = _nodes(request, everything)
+    there = _usable(request, everything)
     if not there:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(refused.items()))
+        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(_refusals(request, everything).items()))
         return "no node has a device that it may use" + (f"; nodes refused: {reasons}" if reasons else "")
     if not isinstance(error, OutOfMemoryError):
         return str(error)
-    size, count = _needs(request, {kind for kinds in there.values() for kind in kinds})
+    size, count = _needs(request, {kind for kinds in there for kind, _ in kinds})
     if size == 0:
         return str(error)
     if count > request.most:
         limit = f"spec.devices.max permits {_devices(request.most)}; the members need {count} of {_gib(size)}"
         return f"{limit}: raise it, or permit smaller batch sizes"
-    left, _ = _nodes(request, free)
-    best = max((_describe(kinds, size) for kinds in left.values()), default=(0, 0, "no free device"))[2]
-    held = sum(k.total() for k in there.values()) - sum(k.total() for k in left.values())
+    left = _usable(request, free)
+    best = max((_describe(kinds, size) for kinds in left), default=(0, 0, "no free device"))[2]
+    held = _total(there) - _total(left)
     others = f"; {_devices(held)} that it may use {'is' if held == 1 else 'are'} taken" if held > 0 else ""
     return f"needs {_devices(count)} of {_gib(size)}, the best node has {best}{others}"
 
 
-def _nodes(request: Request, ledger: Ledger) -> tuple[dict[str, Counter[Kind]], Counter[str]]:
-    """By node what the ensemble may use, and how many nodes are refused for which reason."""
-    offers: dict[str, Counter[Kind]] = {}
+def _usable(request: Request, ledger: Ledger) -> Counter[Offer]:
+    """What nodes offer of what the ensemble can use, and how many nodes offer just that."""
+    found: Counter[Offer] = Counter()
+    offers = Counter(ledger.offers(request.terms, request.pod_millis, request.pod_bytes).values())
+    for offer, nodes in offers.items():
+        usable = frozenset((k, c) for k, c in offer if any(k.type in m.profiles for m in request.members))
+        if usable:
+            found[usable] += nodes
+    return found
+
+
+def _total(offers: Counter[Offer]) -> int:
+    return sum(count * nodes for offer, nodes in offers.items() for _, count in offer)
+
+
+def _refusals(request: Request, ledger: Ledger) -> Counter[str]:
+    """How many nodes are refused for which reason."""
     refused: Counter[str] = Counter()
     for name, node in ledger.nodes.items():
         reason = refusal(node, request.terms)
@@ -53,11 +66,7 @@ def _nodes(request: Request, ledger: Ledger) -> tuple[dict[str, Counter[Kind]], 
             refused[reason.partition(":")[0]] += 1
         elif not ledger.room(name, request.pod_millis, request.pod_bytes):
             refused["NoRoom"] += 1
-        elif kinds := ledger.kinds(name, request.terms, request.pod_millis, request.pod_bytes):
-            usable = Counter({k: c for k, c in kinds.items() if any(k.type in m.profiles for m in request.members)})
-            if usable:
-                offers[name] = usable
-    return offers, refused
+    return refused
 
 
 def _needs(request: Request, kinds: set[Kind]) -> tuple[int, int]:
@@ -80,11 +89,11 @@ def _least(member: PlanMember, kinds: set[Kind]) -> int:
     return min(sizes, default=0)
 
 
-def _describe(kinds: Mapping[Kind, int], size: int) -> tuple[int, int, str]:
+def _describe(offer: Offer, size: int) -> tuple[int, int, str]:
     """How many devices of a node are large enough, its largest device, and both in words."""
-    enough = sum(count for kind, count in kinds.items() if kind.memory_bytes >= size)
-    largest = max(kind.memory_bytes for kind in kinds)
-    count = enough or sum(c for kind, c in kinds.items() if kind.memory_bytes == largest)
+    enough = sum(count for kind, count in offer if kind.memory_bytes >= size)
+    largest = max(kind.memory_bytes for kind, _ in offer)
+    count = enough or sum(c for kind, c in offer if kind.memory_bytes == largest)
     return enough, largest, f"{count} of {_gib(largest)}"
 
 
