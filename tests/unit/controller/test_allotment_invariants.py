@@ -100,7 +100,7 @@ def assert_sound(requests: list[Request], there: Inventory, found: Allotment) ->
         assert (grant.waiting is None) == (len(grant.plans) == request.copies)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.data(), NODES, REQUESTS)
 def test_no_device_is_given_twice_and_order_plays_no_part(
     data: st.DataObject, there: Inventory, requests: list[Request]
@@ -110,7 +110,7 @@ def test_no_device_is_given_twice_and_order_plays_no_part(
     assert digests(allot(data.draw(st.permutations(requests)), there, solve)) == digests(found)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(NODES, REQUESTS)
 def test_who_comes_first_is_served_first(there: Inventory, requests: list[Request]) -> None:
     """One that waits would not fit either if nobody were there but those that rank before it."""
@@ -121,7 +121,7 @@ def test_who_comes_first_is_served_first(there: Inventory, requests: list[Reques
         assert digests(alone)[request.key].keys() == digests(found)[request.key].keys()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(NODES, REQUESTS)
 def test_what_runs_stays_where_it_is_and_nothing_new_changes_nothing(there: Inventory, requests: list[Request]) -> None:
     peaceful = [dataclasses.replace(request, preempts=False) for request in requests]
@@ -135,7 +135,7 @@ def test_what_runs_stays_where_it_is_and_nothing_new_changes_nothing(there: Inve
             ) < len(used(plan))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(NODES, REQUESTS, REQUEST)
 def test_a_newcomer_takes_nothing_from_anybody_unless_it_may(
     there: Inventory, requests: list[Request], drawn: tuple[list[int], int, int, bool, int]
@@ -153,7 +153,7 @@ def test_a_newcomer_takes_nothing_from_anybody_unless_it_may(
     assert all(bold.grants[r.key].plans.keys() >= r.held.keys() for r in running if r.key not in victims)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.lists(st.integers(1, 3), min_size=1, max_size=2).filter(lambda counts: sum(counts) > 1),
     st.lists(st.tuples(st.integers(1, 2), st.integers(1, 3)), min_size=4, max_size=8),
