@@ -1,14 +1,13 @@
-"""All objects of an ensemble: what everybody else calls."""
+"""One copy of an ensemble as objects: for each shard a configuration and a pod."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ensemble_operator.api.ensemble import InferenceEnsemble
 from ensemble_operator.manifests import labels, models
-from ensemble_operator.manifests.budget import budget
 from ensemble_operator.manifests.claim import claim_template
 from ensemble_operator.manifests.models import CACHE
 from ensemble_operator.manifests.names import config_map_name, pod_name, shards_name
@@ -24,40 +23,12 @@ from ensemble_operator.manifests.pod import (
 from ensemble_operator.manifests.resources import resources
 from ensemble_operator.manifests.revision import copy_hash, revision
 from ensemble_operator.manifests.runtime_config import PORT, Elsewhere, head_config, plain_member, shard_config
-from ensemble_operator.manifests.service import service, shards_service
 from ensemble_operator.manifests.settings import PodSettings
 from ensemble_operator.manifests.shards import Shard, shards
 from ensemble_operator.planner.plan import Plan
 from ensemble_runtime.config import DeviceKind, Member, ModelSource, RuntimeConfig
 
 STACKING = "stacking"
-
-
-def children(
-    ensemble: InferenceEnsemble,
-    uid: str,
-    copies: Sequence[Plan] | Mapping[int, Plan],
-    digests: Mapping[str, str],
-    settings: PodSettings,
-) -> list[Object]:
-    """Everything that an ensemble needs to serve, the pods last; but for the token, which is made once.
-
-    Args:
-        ensemble: What is to be served.
-        uid: Of the ensemble's object: the owner of all.
-        copies: The plan of each copy, by its number.
-        digests: Model digest of each member.
-        settings: The installation's.
-    """
-    owner = Owner.of(ensemble, uid)
-    plans = dict(copies if isinstance(copies, Mapping) else enumerate(copies))
-    made = [
-        part for copy in sorted(plans) for part in copy_objects(ensemble, uid, copy, plans[copy], digests, settings)
-    ]
-    common = [service(owner, revision(ensemble.spec, digests)), budget(owner, len(plans))]
-    if spans_nodes(plans.values()):
-        common.append(shards_service(owner))
-    return sorted([o for o in common if o] + _once(made), key=lambda o: o["kind"] == "Pod")
 
 
 def spans_nodes(plans: Iterable[Plan]) -> bool:
@@ -169,8 +140,3 @@ def _fetched(ensemble: InferenceEnsemble, shard: Shard, digests: Mapping[str, st
     found = [plain_member(m, digests[m.name]) for m in ensemble.spec.members if m.name in loaded]
     stacking = ensemble.spec.combination.model if shard.head else None
     return found + ([Member(name=STACKING, model=stacking)] if stacking else [])
-
-
-def _once(objects: Sequence[Object]) -> list[Object]:
-    """Copies with the same configuration share its ConfigMap."""
-    return list({(o["kind"], o["metadata"]["name"]): o for o in objects}.values())

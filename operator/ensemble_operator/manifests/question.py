@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ensemble_operator.api.ensemble import EnsembleSpec, MemberSpec
 from ensemble_operator.inventory.device import Device
+from ensemble_operator.planner.pairs import pair_types
 from ensemble_operator.planner.problem import PlanMember, Problem
 from ensemble_operator.profiles.profile import Profile
 from ensemble_operator.profiles.table import ProfileTable, Want
@@ -36,8 +37,20 @@ def wants(spec: EnsembleSpec, digests: Mapping[str, str], devices: Sequence[Devi
             yield Want(digests[member.name], device_type, member.precision.value, member.batch_sizes)
 
 
+def pair_wants(spec: EnsembleSpec, digests: Mapping[str, str], devices: Sequence[Device]) -> Iterator[Want]:
+    """The same of members with `partition` on every type of a pair of devices."""
+    for member in spec.members:
+        for device_type in _pairs(member, devices):
+            yield Want(digests[member.name], device_type, member.precision.value, member.batch_sizes)
+
+
 def question(
-    spec: EnsembleSpec, digests: Mapping[str, str], devices: Sequence[Device], profiles: ProfileTable
+    spec: EnsembleSpec,
+    digests: Mapping[str, str],
+    devices: Sequence[Device],
+    profiles: ProfileTable,
+    *,
+    pairs: bool = False,
 ) -> Problem:
     """The planner's problem.
 
@@ -46,6 +59,7 @@ def question(
         digests: Model digest of each member.
         devices: Those that the ensemble may use (see `usable`).
         profiles: All that is known; points of batch sizes that the member does not permit are left out.
+        pairs: Members with `partition` may stand on two devices, where a profile tells what that costs.
 
     Raises:
         ManifestError: A member has no profile on any device that it may run on.
@@ -59,12 +73,20 @@ def question(
                 f"spec.members[{i}]: no profile of '{member.name}' (sha256 {digests[member.name]}, {member.precision}) "
                 f"on {', '.join(types)}; add a ModelProfile for it"
             )
-        members.append(PlanMember(member.name, known))
+        types = _pairs(member, devices) if pairs else ()
+        over = {t: p for t in types if (p := _permitted(member, digests[member.name], t, profiles))}
+        members.append(PlanMember(member.name, known, over))
     return Problem(tuple(devices), tuple(members), spec.objective, _interference(spec, digests, profiles))
 
 
 def _types(member: MemberSpec, devices: Sequence[Device]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(device.type for device in devices if device.kind in member.device_kinds))
+
+
+def _pairs(member: MemberSpec, devices: Sequence[Device]) -> tuple[str, ...]:
+    """Types of pairs of devices that a member may be partitioned over."""
+    able = tuple(device for device in devices if device.kind in member.device_kinds)
+    return pair_types(able) if member.partition is not None else ()
 
 
 def _permitted(member: MemberSpec, digest: str, device_type: str, profiles: ProfileTable) -> Profile | None:

@@ -52,14 +52,28 @@ def runtime_config(
     """
     spec = ensemble.spec
     used = {device.name: device for device, _, _ in plan.cells}
+    second = {device: cores for (_, device), cores in plan.problem.companions.items() if device in used}
     return RuntimeConfig(
         name=ensemble.metadata.name,
         members=tuple(plain_member(member, digests[member.name]) for member in spec.members),
         inputs=spec.inputs,
         outputs=spec.outputs,
         combination=spec.combination,
-        devices=tuple(_with_stated_seconds(plain_device(device), plan) for device in used.values()),
-        cells=_cells(plan.cells),
+        devices=(
+            *(_with_stated_seconds(plain_device(device), plan) for device in used.values()),
+            *(plain_device(cores) for cores in second.values()),
+        ),
+        cells=tuple(
+            config.Cell(
+                device=device.name,
+                member=name,
+                batch_size=size,
+                second_device=second[device.name].name
+                if device.name in second and name in plan.problem.split
+                else None,
+            )
+            for device, name, size in plan.cells
+        ),
         serving=spec.serving,
         listen=listen,
         predicted_rows_per_second=plan.rate,

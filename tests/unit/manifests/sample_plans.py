@@ -10,6 +10,11 @@ import yaml
 from ensemble_operator.api.ensemble import InferenceEnsemble
 from ensemble_operator.api.manifest import load_manifest
 from ensemble_operator.inventory.device import Device
+from ensemble_operator.manifests.budget import budget
+from ensemble_operator.manifests.deployment import copy_objects, spans_nodes
+from ensemble_operator.manifests.objects import Owner
+from ensemble_operator.manifests.revision import revision
+from ensemble_operator.manifests.service import service, shards_service
 from ensemble_operator.manifests.settings import PodSettings
 from ensemble_operator.planner.plan import Plan
 from ensemble_operator.planner.problem import PlanMember, Problem
@@ -74,3 +79,22 @@ def make_plan_on(devices: Sequence[Device], cells: Sequence[tuple[str, str, str,
     matrix = tuple(tuple(placed.get((d.node, d.name, m), 0) for m in DIGESTS) for d in devices)
     work = tuple(tuple(float(size > 0) for size in row) for row in matrix)
     return Plan(Problem(tuple(devices), members), matrix, work, work, 1234.5, 2000.0, 600.0, devices[0].name, "one")
+
+
+def children(
+    ensemble: InferenceEnsemble,
+    uid: str,
+    copies: Sequence[Plan] | Mapping[int, Plan],
+    digests: Mapping[str, str],
+    settings: PodSettings,
+) -> list[dict[str, Any]]:
+    """Everything that copies need to serve, the pods last; but for the token, which is never the same twice."""
+    owner = Owner.of(ensemble, uid)
+    plans = dict(copies if isinstance(copies, Mapping) else enumerate(copies))
+    common = [service(owner, revision(ensemble.spec, digests)), budget(owner, len(plans))]
+    if spans_nodes(plans.values()):
+        common.append(shards_service(owner))
+    made = [o for copy, plan in plans.items() for o in copy_objects(ensemble, uid, copy, plan, digests, settings)]
+    # Copies with the same configuration share its ConfigMap.
+    once = {(o["kind"], o["metadata"]["name"]): o for o in (*filter(None, common), *made)}
+    return sorted(once.values(), key=lambda o: bool(o["kind"] == "Pod"))

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from sample_plans import DIGESTS, SETTINGS, UID, cpu, gpu, make_ensemble, make_plan, make_plan_on, simulated
+from sample_plans import DIGESTS, SETTINGS, UID, children, cpu, gpu, make_ensemble, make_plan, make_plan_on, simulated
 
-from ensemble_operator.manifests.deployment import children
 from ensemble_operator.manifests.profiling import profiling_objects
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -9,11 +9,10 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pod_security import violations
-from sample_plans import DIGESTS, MIB, SETTINGS, UID, cpu, gpu, make_ensemble, make_plan, simulated
+from sample_plans import DIGESTS, MIB, SETTINGS, UID, children, cpu, gpu, make_ensemble, make_plan, simulated
 
 from ensemble_operator.inventory.device import Device
 from ensemble_operator.manifests import labels
-from ensemble_operator.manifests.deployment import children
 from ensemble_operator.planner.plan import Plan
 from ensemble_runtime.config import DeviceKind, RuntimeConfig, core_count
 from ensemble_runtime.sizes import shared_memory_bound

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sample_plans import DIGESTS, SETTINGS, UID, cpu, gpu, make_ensemble, make_plan
+from sample_plans import DIGESTS, SETTINGS, UID, children, cpu, gpu, make_ensemble, make_plan
 
 from ensemble_operator.manifests import labels
-from ensemble_operator.manifests.deployment import children, copy_objects
+from ensemble_operator.manifests.deployment import copy_objects
 from ensemble_operator.manifests.names import MAX_NAME, config_map_name, cut, pod_name
 from ensemble_operator.manifests.profiling import measured, profiling_objects
 from ensemble_operator.manifests.revision import revision

@@ -6,10 +6,10 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sample_plans import DIGESTS, SETTINGS, UID, cpu, gpu, make_ensemble, make_plan_on
+from sample_plans import DIGESTS, SETTINGS, UID, children, cpu, gpu, make_ensemble, make_plan_on
 
 from ensemble_operator.manifests import labels
-from ensemble_operator.manifests.deployment import children, copy_objects, spans_nodes
+from ensemble_operator.manifests.deployment import copy_objects, spans_nodes
 from ensemble_operator.manifests.objects import Owner
 from ensemble_operator.manifests.token import TOKEN_FILE, token_secret
 from ensemble_runtime.config import RuntimeConfig
