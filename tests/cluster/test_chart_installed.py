@@ -80,6 +80,11 @@ def test_the_operators_pod_is_allowed_where_security_is_restricted(kwok: Kwok, h
     kwok.plane.admin.delete(f"/api/v1/namespaces/{namespace}")
 
 
+def single(space: Space) -> bool:
+    made = space.made("digits")
+    return not made["poddisruptionbudgets"] and len(made["configmaps"]) == len(made["pods"]) == 1
+
+
 def granted(objects: list[Object]) -> set[tuple[str, str]]:
     """(verb, resource) of the operator's roles."""
     rules = [rule for o in objects if o["kind"] in ("Role", "ClusterRole") for rule in o["rules"]]
@@ -97,9 +102,13 @@ def test_its_role_is_enough_and_no_more(kwok: Kwok, installer: Helm, nodes: list
     with started(kwok, installer, release, values) as operator:
         space.apply("digits", replicas=2, devices={"kinds": ["GPU"], "max": 1})
         space.wait("digits")
+        space.apply("digits", replicas=1, devices={"kinds": ["GPU"], "max": 1})
+        wait_for(lambda: single(space), "one copy, and no budget")
+        before = space.made("digits")
         space.apply("digits", {"a": 2.0, "b": 1.0}, replicas=1, devices={"kinds": ["GPU"], "max": 1})
-        space.wait("digits")
-        operator.idle()
+        wait_for(
+            lambda: single(space) and space.made("digits") != before, "the new revision, and nothing left of the old"
+        )
         space.apply("unmeasured", {"new": 1.0})
         wait_for(lambda: any("profile" in p["metadata"]["name"] for p in space.items("pods")), "a profiling pod")
         space.clear()
