@@ -11,6 +11,7 @@ from ensemble_operator.cli.output import note, progress
 from ensemble_operator.inventory.device import Device
 from ensemble_operator.inventory.runtime_command import RuntimeCommandError, records
 from ensemble_operator.manifests.runtime_config import plain_device, plain_member
+from ensemble_operator.planner.pairs import pair_of
 from ensemble_operator.planner.plan import Plan
 from ensemble_operator.profiles.profile import Point, Profile
 from ensemble_operator.profiles.store import ProfileStore
@@ -37,10 +38,9 @@ def measure(
         task = bar.add_task("profiling", total=total, detail="", visible=bool(total))
         for want in missing:
             member = next(m for m in spec.members if (digests[m.name], m.precision) == (want.digest, want.precision))
-            device = next(d for d in devices if d.type == want.device_type)
-            bar.update(task, detail=f"{member.name} on {device.type}")
+            bar.update(task, detail=f"{member.name} on {want.device_type}")
             try:
-                for profile in _measured(spec, member, device, want):
+                for profile in _measured(spec, member, devices, want):
                     store.save(profile)
                     found.append(profile)
                     bar.advance(task)
@@ -102,8 +102,12 @@ def _together(plan: Plan) -> Iterator[tuple[Device, tuple[str, str], dict[str, i
                 yield device, pair, {name: sizes[name] for name in pair}
 
 
-def _measured(spec: EnsembleSpec, member: MemberSpec, device: Device, want: Want) -> Iterator[Profile]:
+def _measured(spec: EnsembleSpec, member: MemberSpec, devices: Sequence[Device], want: Want) -> Iterator[Profile]:
     """One profile of one point for each batch size, as the runtime measures them."""
+    device = next((d for d in devices if d.type == want.device_type), None)
+    if device is None:
+        yield from _partitioned(spec, member, pair_of(devices, want.device_type), want)
+        return
     request = {
         "members": [_json(plain_member(member, want.digest))],
         "inputs": [_json(tensor) for tensor in spec.inputs],
@@ -115,6 +119,22 @@ def _measured(spec: EnsembleSpec, member: MemberSpec, device: Device, want: Want
         if "seconds" in record:
             point = Point(record["batchSize"], record["seconds"], record["memoryBytes"])
             yield Profile(want.digest, want.device_type, want.precision, (point,))
+
+
+def _partitioned(spec: EnsembleSpec, member: MemberSpec, pair: tuple[Device, Device], want: Want) -> Iterator[Profile]:
+    """The same of a member that a pair of devices shares."""
+    request = {
+        "member": _json(plain_member(member, want.digest)),
+        "inputs": [_json(tensor) for tensor in spec.inputs],
+        "devices": [_json(plain_device(device)) for device in pair],
+        "batchSizes": want.batch_sizes,
+        "chart": False,
+    }
+    for record in records("partition", document=request):
+        found = record["choice"]
+        seconds = found["makespanMs"] / 1000
+        point = Point(record["batchSize"], seconds, found["scarceBytes"] + record["fixedBytes"], found["otherBytes"])
+        yield Profile(want.digest, want.device_type, want.precision, (point,))
 
 
 def _json(document: Schema) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ensemble_operator.inventory.device import Device
 from ensemble_operator.inventory.local import local_devices
 from ensemble_operator.inventory.runtime_command import records
 from ensemble_operator.inventory.simulated import simulated_devices
-from ensemble_operator.manifests.question import question, usable, wants
+from ensemble_operator.manifests.question import pair_wants, question, usable, wants
 from ensemble_operator.planner.problem import Problem
 from ensemble_operator.planner.solve import make_plan
 from ensemble_operator.profiles.store import ProfileStore, cpu_model, default_root
@@ -39,7 +39,7 @@ class Prepared:
     @property
     def problem(self) -> Problem:
         """The planner's question."""
-        return question(self.ensemble.spec, self.digests, self.devices, self.profiles)
+        return question(self.ensemble.spec, self.digests, self.devices, self.profiles, pairs=True)
 
 
 def prepare(file: Path, profile_files: Sequence[Path], *, refresh: bool = False) -> Prepared:
@@ -61,7 +61,8 @@ def prepare(file: Path, profile_files: Sequence[Path], *, refresh: bool = False)
     devices = usable(spec, _devices(manifest))
     digests = _digests(manifest.ensemble)
     store = ProfileStore(default_root(), cpu_model())
-    needed = tuple(wants(spec, digests, [device for device in devices if device.kind in _REAL]))
+    real = [device for device in devices if device.kind in _REAL]
+    needed = (*wants(spec, digests, real), *pair_wants(spec, digests, real))
     if not refresh:
         stated = store.load((want.digest, want.device_type, want.precision) for want in needed).merge(stated)
     measured = measure(spec, digests, devices, stated.missing(needed), store)

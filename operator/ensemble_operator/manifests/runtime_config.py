@@ -52,7 +52,7 @@ def runtime_config(
     """
     spec = ensemble.spec
     used = {device.name: device for device, _, _ in plan.cells}
-    second = {device: cores for (_, device), cores in plan.problem.companions.items() if device in used}
+    beside = [cores for (_, name), cores in plan.problem.companions.items() if name in used]
     return RuntimeConfig(
         name=ensemble.metadata.name,
         members=tuple(plain_member(member, digests[member.name]) for member in spec.members),
@@ -61,19 +61,9 @@ def runtime_config(
         combination=spec.combination,
         devices=(
             *(_with_stated_seconds(plain_device(device), plan) for device in used.values()),
-            *(plain_device(cores) for cores in second.values()),
+            *(plain_device(cores) for cores in beside),
         ),
-        cells=tuple(
-            config.Cell(
-                device=device.name,
-                member=name,
-                batch_size=size,
-                second_device=second[device.name].name
-                if device.name in second and name in plan.problem.split
-                else None,
-            )
-            for device, name, size in plan.cells
-        ),
+        cells=tuple(_cell(*cell, plan) for cell in plan.cells),
         serving=spec.serving,
         listen=listen,
         predicted_rows_per_second=plan.rate,
@@ -156,6 +146,14 @@ _ANYBODY = Listen(host="0.0.0.0", port=PORT)  # noqa: S104  # a pod's own addres
 
 def _in_pod(member: Member) -> Member:
     return member.model_copy(update={"model": in_pod(member.model)})
+
+
+def _cell(device: Device, member: str, size: int, plan: Plan) -> config.Cell:
+    """A cell, on two devices if its device is a pair and its member uses both."""
+    second = plan.problem.companions.get((device.node, device.name)) if member in plan.problem.split else None
+    return config.Cell(
+        device=device.name, member=member, batch_size=size, second_device=second.name if second else None
+    )
 
 
 def _cells(cells: Iterable[Cell]) -> tuple[config.Cell, ...]:

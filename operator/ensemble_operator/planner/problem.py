@@ -21,6 +21,8 @@ class PlanMember:
     name: str
     profiles: Mapping[str, Profile]
     """By device type; a type that is absent cannot run the member. Points hold only permitted batch sizes."""
+    pairs: Mapping[str, Profile] = field(default_factory=dict)
+    """By type of a pair of devices that it can be partitioned over (see `pairs`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,11 @@ class Problem:
     """Cells that run now: (node, device, member) -> batch size. Empty: a cold start."""
     move_cost: float = 0.01
     """With `running`: the fraction by which each started or changed cell must raise the rate."""
+
+    companions: Mapping[tuple[str, str], Device] = field(default_factory=dict)
+    """(node, device) -> the cores that are one device with it; they are not among the devices."""
+    split: frozenset[str] = frozenset()
+    """Members that use both devices of a pair."""
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.devices) <= MAX_DEVICES:

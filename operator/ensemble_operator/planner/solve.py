@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from ensemble_operator.planner.exact import exact, relaxed
 from ensemble_operator.planner.instance import Floats, Instance, build
 from ensemble_operator.planner.nodes import restrict, widen
 from ensemble_operator.planner.pack import pack
+from ensemble_operator.planner.pairs import compete
 from ensemble_operator.planner.plan import Plan
 from ensemble_operator.planner.problem import Problem
 from ensemble_operator.planner.score import Scored, prune, score
@@ -67,6 +69,17 @@ def candidates(
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> list[Plan]:
     """The best few different plans, best first, for measuring them live; arguments as in `make_plan`."""
+    if any(member.pairs for member in problem.members):
+        again = partial(
+            candidates,
+            count=count,
+            seed=seed,
+            evaluations=evaluations,
+            exact_nodes=exact_nodes,
+            stop=stop,
+            progress=progress,
+        )
+        return compete(problem, again)[:count]
     whole = build(problem)
     base = score(whole, baseline(whole, pack(whole)))
     bound = relaxed(whole).bound

@@ -12,6 +12,8 @@ class Point:
     batch_size: int
     seconds: float
     memory_bytes: int
+    second_bytes: int = 0
+    """Of a member on a pair of devices: what it holds on the second."""
 
 
 @dataclass(frozen=True, slots=True)

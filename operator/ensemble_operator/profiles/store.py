@@ -51,6 +51,7 @@ class _StoredPoint(Schema):
     batch_size: BatchSize
     seconds: float
     memory_bytes: int
+    second_bytes: int = 0
 
 
 class _StoredProfile(Schema):
@@ -99,7 +100,9 @@ class ProfileStore:
             precision=profile.precision,
             host=self._host_of(profile.device_type),
             points=tuple(
-                _StoredPoint(batch_size=p.batch_size, seconds=p.seconds, memory_bytes=p.memory_bytes)
+                _StoredPoint(
+                    batch_size=p.batch_size, seconds=p.seconds, memory_bytes=p.memory_bytes, second_bytes=p.second_bytes
+                )
                 for p in profile.points
             ),
         )
@@ -115,7 +118,7 @@ class ProfileStore:
             return None
 
     def _host_of(self, device_type: str) -> str | None:
-        return self._host if device_type.startswith("cpu-") else None
+        return self._host if any(part.startswith("cpu-") for part in device_type.split(":")) else None
 
     def _path(self, digest: str, device_type: str, precision: str) -> Path:
         host = self._host_of(device_type)
@@ -124,7 +127,7 @@ class ProfileStore:
 
 
 def _profile(stored: _StoredProfile) -> Profile:
-    points = sorted(Point(p.batch_size, p.seconds, p.memory_bytes) for p in stored.points)
+    points = sorted(Point(p.batch_size, p.seconds, p.memory_bytes, p.second_bytes) for p in stored.points)
     return Profile(stored.digest, stored.device_type, stored.precision, tuple(points))
 
 

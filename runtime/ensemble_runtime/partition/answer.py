@@ -62,17 +62,24 @@ def partition(request: PartitionRequest, cache: Path) -> Iterator[dict[str, Any]
     except Exception as error:  # protobuf and onnx have no common base
         raise ModelInvalidError(f"{found.path.name}: cannot be read as ONNX: {first_line(error)}") from error
     real = request.devices[1:] if request.simulated else request.devices
-    for device in real:
-        if device.kind is DeviceKind.GPU:
-            bind(device)
+    gpu = next((device for device in real if device.kind is DeviceKind.GPU), None)
+    before = 0
+    if gpu is not None:
+        bind(gpu)
+        before = _free_bytes(gpu)
     costs = Costs(request.devices, request.simulated)
     for rows in request.batch_sizes:
         planned = plan(parse(model, _shapes(model, request, rows)), wanted, costs, chart=request.chart)
-        yield {
-            "digest": found.sha256,
-            "batchSize": rows,
-            **record(planned, wanted, request.devices, chart=request.chart),
-        }
+        # What is still taken when no session is left: the context, which every process has of its own.
+        fixed = max(0, before - _free_bytes(gpu)) if gpu is not None else 0
+        answer = record(planned, wanted, request.devices, chart=request.chart)
+        yield {"digest": found.sha256, "batchSize": rows, "fixedBytes": fixed, **answer}
+
+
+def _free_bytes(gpu: Device) -> int:
+    from ensemble_runtime.devices import nvidia  # here: the bindings are optional
+
+    return nvidia.find(str(gpu.uuid)).free_bytes
 
 
 def record(planned: Planned, wanted: Partition, devices: tuple[Device, Device], *, chart: bool) -> dict[str, Any]:

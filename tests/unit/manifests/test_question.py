@@ -10,7 +10,7 @@ import yaml
 from ensemble_operator.api.manifest import Manifest, load_manifest
 from ensemble_operator.inventory.device import Device
 from ensemble_operator.inventory.simulated import simulated_devices
-from ensemble_operator.manifests.question import question, usable, wants
+from ensemble_operator.manifests.question import pair_wants, question, usable, wants
 from ensemble_operator.manifests.runtime_config import runtime_config
 from ensemble_operator.planner.solve import make_plan
 from ensemble_operator.profiles.profile import Point, Profile
@@ -120,3 +120,24 @@ def test_simulated_devices_bear_their_stated_costs() -> None:
 def test_profiles_in_the_manifest_are_enough_to_plan() -> None:
     here = manifest(devices={"simulated": [{"type": "A100", "memoryMib": 64}]})
     assert written(here.profiles).missing(wants(here.ensemble.spec, DIGESTS, [])) == ()
+
+
+def test_a_member_with_partition_may_stand_on_a_gpu_and_cores() -> None:
+    partition = {"partition": {"objective": "Latency"}}
+    plain = manifest()
+    members = [
+        m.model_copy(update={"device_kinds": (DeviceKind.GPU, DeviceKind.CPU)}) for m in plain.ensemble.spec.members
+    ]
+    members[1] = type(members[1]).model_validate(members[1].model_dump(mode="json", by_alias=True) | partition)
+    spec = plain.ensemble.spec.model_copy(update={"members": tuple(members)})
+    assert [want.device_type for want in pair_wants(spec, DIGESTS, (GPU, CPU))] == ["A100:cpu-1"]
+    large = Profile(B, "A100", "FP32", (Point(1, 0.001, 2**40),))
+    over = Profile(B, "A100:cpu-1", "FP32", (Point(1, 0.02, 2**20, 2**21),))
+    profiles = table([*(p for p in known("A100").profiles.values() if p.digest == A), large, over])
+    problem = question(spec, DIGESTS, (GPU, CPU), profiles, pairs=True)
+    assert [set(member.pairs) for member in problem.members] == [set(), {"A100:cpu-1"}]
+    ensemble = plain.ensemble.model_copy(update={"spec": spec})
+    config = runtime_config(ensemble, DIGESTS, make_plan(problem), Listen())
+    assert [(d.name, d.kind) for d in config.devices] == [("gpu0", DeviceKind.GPU), ("cpu0", DeviceKind.CPU)]
+    assert {cell.member: cell.second_device for cell in config.cells} == {"one": None, "two": "cpu0"}
+    assert not question(spec, DIGESTS, (GPU, CPU), profiles).members[1].pairs
