@@ -181,7 +181,8 @@ def _container(
 
 
 def _environment(*, uses_gpus: bool) -> list[Object]:
-    environment = {"HOME": "/tmp"}  # noqa: S108  # in the container, a volume of its own
+    # No password file knows the user's number, and libraries ask for name and home.
+    environment = {"HOME": "/tmp", "USER": "ensembles"}  # noqa: S108  # in the container, a volume of its own
     if not uses_gpus:
         # Where the NVIDIA runtime is the default one, it would show a pod without this all GPUs of the node.
         environment["NVIDIA_VISIBLE_DEVICES"] = "void"
