@@ -28,6 +28,7 @@ from ensemble_operator.inventory.device import Device
 from ensemble_operator.inventory.node import Inventory
 from ensemble_operator.inventory.pod_record import held_devices
 from ensemble_operator.inventory.simulated import simulated_devices
+from ensemble_operator.inventory.slices import DRIVERS, DriverWords
 from ensemble_operator.inventory.static import StaticInventory, static_inventory
 from ensemble_operator.inventory.survey import inventory
 from ensemble_operator.inventory.terms import Terms, refusal
@@ -84,9 +85,15 @@ class Wish:
 class Decider:
     """Decides, cycle after cycle; what is slow to find out is remembered as long as it does not change."""
 
-    def __init__(self, gpu_reserve_bytes: int) -> None:
-        """`gpu_reserve_bytes`: memory of each GPU that no member gets."""
+    def __init__(self, gpu_reserve_bytes: int, dra_drivers: Mapping[str, DriverWords]) -> None:
+        """Nothing is remembered yet.
+
+        Args:
+            gpu_reserve_bytes: Memory of each GPU that no member gets.
+            dra_drivers: Drivers that publish GPUs, besides those that are known anyway.
+        """
         self._reserve = gpu_reserve_bytes
+        self._drivers = {**DRIVERS, **dra_drivers}
         self._solver = Solver()
         self._parsed: dict[str, tuple[str, EnsembleSpec | str]] = {}
         self._adopted: dict[str, tuple[OwnPod, Adopted | None]] = {}
@@ -162,6 +169,7 @@ class Decider:
             world.static,
             held_devices(world.uses),
             reserve_bytes=self._reserve,
+            drivers=self._drivers,
         )
 
     def forget_all_but(self, uids: set[str], pods: set[str]) -> None:
@@ -173,9 +181,9 @@ class Decider:
             del self._adopted[uid]
 
 
-def make_decider(gpu_reserve_bytes: int) -> Decider:
+def make_decider(gpu_reserve_bytes: int, dra_drivers: Mapping[str, DriverWords]) -> Decider:
     """What the worker process starts with."""
-    return Decider(gpu_reserve_bytes)
+    return Decider(gpu_reserve_bytes, dra_drivers)
 
 
 def pod_of(want: Want) -> str:

@@ -61,7 +61,7 @@ async def run(settings: Settings) -> None:
     """
     _set_up_logs(settings)
     metrics, cache, pulse = Metrics(), Cache(), Pulse(_PATIENCE_SECONDS)
-    worker = Worker(partial(make_decider, settings.gpu_reserve_mib * _MIB))
+    worker = Worker(partial(make_decider, settings.gpu_reserve_mib * _MIB, settings.dra_drivers))
     async with (
         connected(metrics.request) as kube,
         doors(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, Json, StringConstraints, ValidationError
 
+from ensemble_operator.inventory.slices import DriverWords
 from ensemble_runtime.errors import EnsembleError
 
 PREFIX = "ENSEMBLES_"
@@ -54,6 +55,13 @@ class Settings(BaseModel):
     model_cache_mib: int = Field(0, ge=0, le=2**30, description="Most that fetched models take; 0: no limit.")
     gpu_reserve_mib: int = Field(
         600, ge=0, le=2**20, description="Memory of each GPU that no member gets: driver and CUDA context."
+    )
+    dra_drivers: Json[dict[str, DriverWords]] = Field(
+        {},
+        description=(
+            "DRA drivers that publish GPUs besides gpu.nvidia.com, in JSON: what each calls the attributes uuid, "
+            'product, kind and profile and the capacity memory, e.g. {"gpu.example.com": {"product": "model"}}.'
+        ),
     )
     liveness_port: Port = Field(8080, description="Port of /healthz; 0: any free one.")
     metrics_port: Port = Field(8081, description="Port of /metrics; 0: any free one.")

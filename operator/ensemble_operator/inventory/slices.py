@@ -13,13 +13,12 @@ from ensemble_operator.inventory.node import Source
 from ensemble_operator.inventory.offer import Offer
 from ensemble_operator.inventory.product import device_type
 from ensemble_operator.inventory.quantity import whole
-from ensemble_runtime.config import DeviceKind
+from ensemble_runtime.config import DeviceKind, Schema
 
 _MIB = 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class DriverWords:
+class DriverWords(Schema):
     """What a driver calls the attributes and the capacity that matter."""
 
     uuid: str = "uuid"

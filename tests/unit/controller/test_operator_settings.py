@@ -24,6 +24,16 @@ def test_numbers_are_read_from_text():
     assert (settings.debounce_seconds, settings.max_pod_changes) == (0.5, 7)
 
 
+def test_further_drivers_are_read_from_json():
+    words = '{"gpu.example.com": {"product": "model", "gpuKinds": ["accelerator"]}}'
+    settings = Settings.from_environment(IMAGES | {"ENSEMBLES_DRA_DRIVERS": words})
+
+    found = settings.dra_drivers["gpu.example.com"]
+    assert (found.product, found.uuid, found.gpu_kinds) == ("model", "uuid", {"accelerator"})
+    with pytest.raises(SettingsError, match="ENSEMBLES_DRA_DRIVERS"):
+        Settings.from_environment(IMAGES | {"ENSEMBLES_DRA_DRIVERS": '{"gpu.example.com": {"produkt": "model"}}'})
+
+
 def test_every_fault_is_told_at_once_by_the_name_of_its_variable():
     with pytest.raises(SettingsError) as caught:
         Settings.from_environment({"ENSEMBLES_RUNTIME_IMAGE_ONNX": "x", "ENSEMBLES_RESYNC_SECONDS": "often"})
