@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from ensemble_operator.api.ensemble import API_VERSION
 from ensemble_operator.cli.output import Output, emit, figure, grid
 from ensemble_operator.cli.preparing import Prepared, prepare, with_pairs
+from ensemble_operator.planner.pairs import pair_types
 from ensemble_operator.profiles.profile import Point, Profile
 from ensemble_operator.profiles.store import cpu_model
 from ensemble_operator.profiles.table import MIB, Key
@@ -62,7 +63,7 @@ def _pair_row(prepared: Prepared, key: Key, factor: float) -> list[str]:
 
 
 def _known(prepared: Prepared) -> Iterator[tuple[str, Profile]]:
-    types = dict.fromkeys(device.type for device in prepared.devices)
+    types = dict.fromkeys((*(device.type for device in prepared.devices), *pair_types(prepared.devices)))
     for member in prepared.ensemble.spec.members:
         for device_type in types:
             digest = prepared.digests[member.name]
@@ -75,7 +76,7 @@ def _document(name: str, profile: Profile, factors: Mapping[Key, float]) -> dict
     metadata: dict[str, Any] = {
         "name": f"{name}-{profile.device_type}-{profile.precision}".lower().replace(".", "-")[:63]
     }
-    if profile.device_type.startswith("cpu-"):
+    if "cpu-" in profile.device_type:
         metadata["annotations"] = {"ensembles.dev/cpu": cpu_model()}
     beside = {
         other: factor
