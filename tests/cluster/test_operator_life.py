@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
 
 from beds.kwok import Kwok, gpu_node
 from beds.operating import Operator, Space
+from beds.processes import wait_for
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -28,10 +30,11 @@ def operator(kwok: Kwok, nodes: list[str]) -> Iterator[Operator]:
 
 
 @pytest.fixture
-def space(kwok: Kwok, operator: Operator, namespace: str) -> Space:
+def space(kwok: Kwok, operator: Operator, namespace: str) -> Iterator[Space]:
     found = Space(kwok.plane, namespace)
     found.profiles("a", "b", "c")
-    return found
+    yield found
+    found.clear()
 
 
 def config(space: Space, name: str) -> dict:
@@ -55,3 +58,213 @@ def test_apply_makes_exactly_the_right_objects(space: Space) -> None:
     assert status["members"] == "2/2" and status["readyReplicas"] == 1
     assert status["plan"] == pod["metadata"]["labels"]["ensembles.dev/plan"]
     assert status["endpoints"] == [f"http://digits.{space.namespace}.svc:8000"]
+
+
+def names(pods: list) -> set[str]:
+    return {pod["metadata"]["name"] for pod in pods}
+
+
+def settled(space: Space, operator: Operator, name: str, copies: int = 1) -> set[str]:
+    """Wait until an ensemble serves as wanted, with nothing left over; the names of its pods."""
+    space.wait(name)
+    space.wait(name, "Progressing", "False")
+    operator.idle()
+    made = space.made(name)
+    assert len(made["pods"]) == copies and len(made["configmaps"]) <= copies
+    return set(made["pods"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"members": {"a": 2.0, "b": 1.0}}, id="weight"),
+        pytest.param({"members": {"a": 1.0, "b": 1.0, "c": 1.0}}, id="member"),
+        pytest.param({"combination": {"rule": "Mean"}}, id="rule"),
+    ],
+)
+def test_an_edit_that_pods_notice_replaces_them_and_leaves_nothing_over(
+    space: Space, operator: Operator, change: dict
+) -> None:
+    space.apply("digits")
+    before = settled(space, operator, "digits")
+    address = space.items("services", "digits")[0]["spec"]["clusterIP"]
+
+    space.apply("digits", **change)
+    after = settled(space, operator, "digits")
+
+    assert not before & after
+    (service,) = space.items("services", "digits")
+    (pod,) = space.pods("digits")
+    assert service["spec"]["clusterIP"] == address
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    written = config(space, "digits")
+    assert {m["name"]: m.get("weight", 1.0) for m in written["members"]} == change.get("members", {"a": 1.0, "b": 1.0})
+
+
+def test_fewer_devices_are_planned_anew_and_an_edit_that_no_pod_notices_changes_none(
+    space: Space, operator: Operator
+) -> None:
+    space.apply("digits", devices={"kinds": ["GPU"], "max": 2})
+    before = settled(space, operator, "digits")
+    assert space.status("digits")["devices"] == 2
+
+    space.apply("digits", devices={"kinds": ["GPU"], "max": 2}, priority=5)
+    assert settled(space, operator, "digits") == before
+
+    space.apply("digits", devices={"kinds": ["GPU"], "max": 1}, priority=5)
+    after = settled(space, operator, "digits")
+    assert not before & after and space.status("digits")["devices"] == 1
+
+
+def test_deleted_it_leaves_nothing(space: Space, operator: Operator) -> None:
+    space.apply("digits")
+    settled(space, operator, "digits")
+
+    space.delete("digits")
+
+    wait_for(lambda: not any(space.made("digits").values()), "nothing is left")
+    operator.idle()
+    assert not any(space.made("digits").values())
+
+
+def test_plan_only_creates_nothing_and_shows_the_plan(space: Space, operator: Operator) -> None:
+    space.apply("digits", mode="PlanOnly")
+    space.wait("digits", "Planned")
+    operator.idle()
+
+    assert not any(space.made("digits").values())
+    status = space.status("digits")
+    assert {row["type"] for row in status["matrix"]} == {"NVIDIA-A100-SXM4-40GB"}
+    assert {cell["member"] for row in status["matrix"] for cell in row["cells"]} == {"a", "b"} and status["rate"] > 0
+
+
+def test_suspended_it_frees_its_devices_and_comes_back_under_the_same_address(space: Space, operator: Operator) -> None:
+    space.apply("digits")
+    settled(space, operator, "digits")
+    address = space.items("services", "digits")[0]["spec"]["clusterIP"]
+
+    space.apply("digits", suspend=True)
+    space.wait("digits", "Suspended")
+    wait_for(lambda: not space.items("pods", "digits"), "no pod")
+    operator.idle()
+    assert space.made("digits") == {"pods": [], "configmaps": [], "services": ["digits"], "poddisruptionbudgets": []}
+    assert space.condition("digits", "Ready")[:2] == ("False", "Suspended")
+
+    space.apply("digits", suspend=False)
+    settled(space, operator, "digits")
+    assert space.items("services", "digits")[0]["spec"]["clusterIP"] == address
+
+
+def test_scaled_it_gets_whole_copies_and_the_others_stay(space: Space, operator: Operator) -> None:
+    space.apply("digits", devices={"kinds": ["GPU"], "max": 1})
+    first = settled(space, operator, "digits")
+
+    space.plane.kubectl("scale", "ie/digits", "--replicas=3", namespace=space.namespace)
+    space.wait("digits")
+    wait_for(lambda: space.status("digits").get("readyReplicas") == 3, "three copies")
+    operator.idle()
+    assert first < names(space.pods("digits")) and len(space.pods("digits")) == 3
+    assert space.made("digits")["poddisruptionbudgets"] == ["digits"]
+
+    space.plane.kubectl("scale", "ie/digits", "--replicas=1", namespace=space.namespace)
+    wait_for(lambda: names(space.items("pods", "digits")) == first, "the first copy alone")
+    operator.idle()
+    assert space.made("digits")["poddisruptionbudgets"] == []
+
+
+def test_an_invalid_spec_is_refused_by_name_and_what_runs_goes_on(space: Space, operator: Operator) -> None:
+    space.apply("digits")
+    before = settled(space, operator, "digits")
+
+    path = f"/apis/ensembles.dev/v1alpha1/namespaces/{space.namespace}/inferenceensembles/digits"
+    members = space.ensemble("digits")["spec"]["members"]
+    members[0]["deviceKinds"] = ["CPU"]  # the schema lets it through: it takes `devices` into account
+    space.plane.admin.merge(path, {"spec": {"members": members}})
+    space.wait("digits", "Accepted", "False")
+    operator.idle()
+
+    status, reason, message = space.condition("digits", "Accepted")
+    assert (status, reason) == ("False", "Invalid") and "spec.members[0].deviceKinds" in message
+    assert names(space.pods("digits")) == before
+    told = [e for e in space.events() if e["reason"] == "Invalid"]
+    assert len(told) == 1 and told[0]["type"] == "Warning" and told[0]["involvedObject"]["name"] == "digits"
+
+
+def test_what_does_not_fit_says_why(space: Space, operator: Operator) -> None:
+    space.profiles("a", "b", memory_mib=39 * 1024)
+    space.apply("large", {"a": 1.0, "b": 1.0}, replicas=5)
+    space.wait("large", "Planned", "False")
+
+    _, reason, message = space.condition("large", "Planned")
+    assert reason == "DoesNotFit" and re.search(r"needs 2 devices of 39\S* GiB, the best node has", message)
+
+
+def test_a_higher_priority_preempts_only_with_leave(space: Space, operator: Operator) -> None:
+    whole = {"devices": {"kinds": ["GPU"], "max": 4}, "replicas": 2}
+    space.profiles("a", "b", memory_mib=20 * 1024)
+    space.apply("low", **whole)
+    space.wait("low")
+    space.apply("mid", priority=1, devices={"kinds": ["GPU"], "max": 4})
+    space.wait("mid", "Planned", "False")
+    operator.idle()
+    assert space.status("low")["readyReplicas"] == 2
+
+    space.apply("high", priority=2, preemption="LowerPriority", devices={"kinds": ["GPU"], "max": 4})
+    space.wait("high")
+    operator.idle()
+    assert space.status("low")["readyReplicas"] == 1
+    assert space.condition("low", "Planned")[0] == "False"
+    (told,) = [e for e in space.events() if e["reason"] == "Preempted"]
+    assert told["involvedObject"]["name"] == "low" and f"{space.namespace}/high" in told["message"]
+
+
+def test_what_somebody_takes_away_or_edits_is_put_right(space: Space, operator: Operator) -> None:
+    space.apply("digits")
+    (pod,) = settled(space, operator, "digits")
+    core = f"/api/v1/namespaces/{space.namespace}"
+    (old,) = space.pods("digits")
+
+    space.plane.admin.delete(f"{core}/pods/{pod}")
+    space.plane.admin.delete(f"{core}/services/digits")
+    for written in space.made("digits")["configmaps"]:
+        space.plane.admin.delete(f"{core}/configmaps/{written}")
+    wait_for(lambda: names(space.pods("digits")) == {pod}, "the pod again")
+    settled(space, operator, "digits")
+    (new,) = space.pods("digits")
+    assert new["metadata"]["uid"] != old["metadata"]["uid"]
+    assert space.made("digits")["services"] == ["digits"] and len(space.made("digits")["configmaps"]) == 1
+
+    space.plane.admin.merge(f"{core}/services/digits", {"spec": {"selector": {"ensembles.dev/role": "nobody"}}})
+    wait_for(
+        lambda: space.items("services", "digits")[0]["spec"]["selector"]["ensembles.dev/role"] == "head",
+        "the selector as it was",
+    )
+
+
+def test_when_nothing_changes_nothing_is_written(space: Space, operator: Operator) -> None:
+    space.apply("digits")
+    settled(space, operator, "digits")
+    mark, before = space.plane.mark(), space.ensemble("digits")["metadata"]["resourceVersion"]
+    node = "/api/v1/nodes/life-a"
+    space.plane.admin.merge(node, {"metadata": {"annotations": {"heartbeat": "1"}}})
+    operator.idle(3.0)
+
+    assert space.ensemble("digits")["metadata"]["resourceVersion"] == before
+    writes = [r for r in space.plane.requests("admin", mark) if r.verb not in ("get", "list", "watch")]
+    # The leases are the nodes' own, which KWOK renews.
+    assert [(w.verb, w.resource) for w in writes if w.resource != "leases"] == [("patch", "nodes")]
+
+
+def test_its_probe_and_its_figures(space: Space, operator: Operator) -> None:
+    space.apply("digits")
+    settled(space, operator, "digits")
+
+    assert operator.healthy()
+    figures = operator.metrics()
+    assert figures['ensembles_operator_ensembles{condition="Ready",status="True"}'] >= 1
+    kinds = {
+        use: figures[f'ensembles_operator_devices{{state="{use}",type="NVIDIA-A100-SXM4-40GB"}}']
+        for use in ("used", "free")
+    }
+    assert kinds["used"] == space.status("digits")["devices"] and sum(kinds.values()) == 8
+    assert not any(line["level"] == "ERROR" for line in operator.log())

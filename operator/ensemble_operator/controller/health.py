@@ -56,7 +56,8 @@ async def doors(
     try:
         for runner, port in zip(runners, (liveness_port, metrics_port), strict=False):
             await runner.setup()
-            await web.TCPSite(runner, None, port).start()
+            # All addresses, of both families; a free port is found for each family apart, so then it is one family.
+            await web.TCPSite(runner, None if port else "127.0.0.1", port).start()
         ports = [int(runner.addresses[0][1]) for runner in runners]
         yield ports[0], ports[-1]
     finally:

@@ -215,6 +215,16 @@ class Space:
         }
         return {kind: sorted(o["metadata"]["name"] for o in objects) for kind, objects in found.items()}
 
+    def events(self) -> list[Manifest]:
+        """What users were told."""
+        return self.plane.admin.items(f"/api/v1/namespaces/{self.namespace}/events")
+
+    def clear(self) -> None:
+        """Delete all ensembles, and wait until their pods are gone: other tests need the devices."""
+        for found in self.plane.admin.items(f"{self._own}/inferenceensembles"):
+            self.delete(found["metadata"]["name"])
+        wait_for(lambda: not self.items("pods"), "no pod is left")
+
     def wait(self, name: str, kind: str = "Ready", status: str = "True", seconds: float = 60.0) -> None:
         """Wait until a condition is so, for the spec as it is now."""
 
