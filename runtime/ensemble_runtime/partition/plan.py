@@ -120,7 +120,7 @@ def bound(graph: Graph, program: Program, sessions: Sessions, memory: Memory) ->
         tell = gates[i].release if run.feeds else None
         steps[run.device].append(Step(wait, session.run_with_iobinding, _binding(session, run, names, memory), tell))
     return Bound(
-        inputs=tuple(memory.array(name) for name in graph.inputs),
+        inputs=tuple(_input(program, memory, name) for name in graph.inputs),
         outputs=tuple(memory.array(name) for name in graph.outputs),
         work=(partial(_walk, tuple(steps[0])), partial(_walk, tuple(steps[1]))),
         memory=memory,
@@ -133,9 +133,18 @@ def on_gpu(graph: Graph, placement: Placement, program: Program, gpus: set[int])
     for run in program.runs:
         for name in (*run.inputs, *run.outputs):
             touched.setdefault(root(program.views, name), set()).add(run.device)
-    outside = {root(program.views, name) for name in (*graph.inputs, *graph.outputs)}
+    given = (program.turned[name].name if name in program.turned else name for name in graph.inputs)
+    outside = {root(program.views, name) for name in (*given, *graph.outputs)}
     static = {y for name in program.prelude for y in graph.by_name[name].outputs}
     return {name for name, by in touched.items() if len(by) == 1 and by <= gpus and name not in outside | static}
+
+
+def _input(program: Program, memory: Memory, name: str) -> Array:
+    """Where an input is copied to, in its own order of axes."""
+    turned = program.turned.get(name)
+    if turned is None:
+        return memory.array(name)
+    return memory.array(turned.name).transpose(np.argsort(turned.axes))
 
 
 def _binding(session: Any, run: Run, names: Mapping[str, str], memory: Memory) -> Any:

@@ -1,15 +1,17 @@
 """What each device does in which order: maximal runs of operators, each of them one call of ONNX Runtime.
 
 Three kinds of operators are in no run. Those that only rename bytes (a squeeze, a split or a join along the first axis)
-are views of one buffer. Those that depend on nothing but shapes are computed once for each number of rows. What is
-left is cut where a device has to wait for the other, or the other waits for it, so that tensors cross as early as they
-can; and around operators that share weights, such as the chunks of one layer, so that one session computes them all.
+are views of one buffer. Those that turn the axes of an input are done where the input is copied to its buffer. Those
+that depend on nothing but shapes are computed once for each number of rows.
+
+What is left is cut where a device has to wait for the other, or the other waits for it, so that tensors cross as early
+as they can; and around operators that share weights, such as the chunks of a layer, so that one session computes all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import onnx
 
@@ -30,6 +32,15 @@ class View:
     of: str
     before: tuple[str, ...] = ()
     """Tensors whose bytes come first in there."""
+
+
+@dataclass(frozen=True)
+class Turned:
+    """A tensor that is an input with its axes in another order."""
+
+    name: str
+    axes: tuple[int, ...]
+    """Of the input, in the tensor's order."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,8 @@ class Program:
     prelude: tuple[str, ...]
     """Operators that depend on shapes only."""
     views: Mapping[str, View]
+    turned: Mapping[str, Turned] = field(default_factory=dict)
+    """Inputs that nobody reads but in another order of axes."""
 
 
 def program(graph: Graph, placement: Placement) -> Program:
@@ -71,11 +84,13 @@ def program(graph: Graph, placement: Placement) -> Program:
     order = _ordered(graph, placement)
     prelude = _prelude(graph)
     views, renaming = _views(graph, prelude)
+    turned = _turned(graph)
+    renaming |= {graph.producers[x.name] for x in turned.values()}
     needs = _needs(graph, prelude, renaming)
     working = [x for x in order if x.name not in prelude and x.name not in renaming]
     groups = _groups(graph, placement, working, needs)
     runs = tuple(_run(graph, placement, group, renaming, needs) for group in groups)
-    return Program(_awaited(runs, needs), tuple(x.name for x in order if x.name in prelude), views)
+    return Program(_awaited(runs, needs), tuple(x.name for x in order if x.name in prelude), views, turned)
 
 
 def root(views: Mapping[str, View], name: str) -> str:
@@ -122,6 +137,19 @@ def _views(graph: Graph, prelude: set[str]) -> tuple[dict[str, View], set[str]]:
             views |= found
             renaming.add(operator.name)
     return views, renaming
+
+
+def _turned(graph: Graph) -> dict[str, Turned]:
+    found = {}
+    for name in graph.inputs:
+        readers = graph.readers.get(name, ())
+        if len(readers) != 1 or name in graph.outputs or graph.by_name[readers[0]].op_type != "Transpose":
+            continue
+        node = graph.nodes[readers[0]]
+        axes = next((tuple(x.ints) for x in node.attribute if x.name == "perm"), None)
+        rank = len(graph.tensors[name].shape)
+        found[name] = Turned(node.output[0], axes or tuple(range(rank))[::-1])
+    return found
 
 
 def _views_of(graph: Graph, node: onnx.NodeProto, operator: Operator, views: Mapping[str, View]) -> dict[str, View]:
