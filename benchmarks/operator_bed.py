@@ -1,4 +1,4 @@
-"""The bed of the operator's benchmarks: a real control plane with KWOK's nodes, and what its audit log tells of times."""
+"""The bed of the operator's benchmarks: a real control plane with KWOK nodes, and what its audit log tells of times."""
 
 from __future__ import annotations
 

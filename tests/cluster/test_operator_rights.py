@@ -60,6 +60,7 @@ def space(kwok: Kwok, nodes: list[str], namespace: str) -> Iterator[Space]:
     found = Space(kwok.plane, namespace)
     found.profiles("a", "b")
     yield found
+    found.clear()
 
 
 def live(space: Space, operator: Operator) -> None:
@@ -90,7 +91,8 @@ def test_with_the_charts_cluster_role_nothing_is_forbidden(space: Space, kwok: K
 
 def test_in_one_namespace_it_lives_on_a_stated_inventory(space: Space, kwok: Kwok) -> None:
     token, mark = allow(kwok, space.namespace, cluster=False), space.plane.mark()
-    stated = [{"name": "rights", "gpus": {"type": A100, "count": 4, "memoryMib": 40960}}]
+    gpus = {"type": A100, "count": 4, "memoryMib": 40960}
+    stated = [{"name": "rights", "gpus": gpus, "cores": 32, "memoryMib": 131072}]
     part_of = {"app.kubernetes.io/part-of": "ensembles"}
     inventory = {
         "apiVersion": "v1",

@@ -69,7 +69,8 @@ class Unreliable:
             return self._refusal(request.method)
         headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
         target = self._plane.url + request.raw_path
-        async with self._session.request(request.method, target, data=await request.read(), headers=headers) as there:
+        body = await request.read() or None
+        async with self._session.request(request.method, target, data=body, headers=headers) as there:
             here = web.StreamResponse(status=there.status, headers={"Content-Type": there.headers["Content-Type"]})
             await here.prepare(request)
             try:

@@ -1,0 +1,198 @@
+import json
+import time
+
+import pytest
+
+from ensemble_operator.controller.decide import GIVEN_UP, Decider, pod_of
+from ensemble_operator.controller.decision import OVERVIEW
+from ensemble_operator.controller.records import record_of
+from ensemble_operator.controller.resources import ENSEMBLES, NODES, PODS, PROFILES
+from ensemble_operator.manifests.deployment import copy_objects
+from ensemble_operator.manifests.settings import PodSettings
+
+A100 = "NVIDIA-A100-SXM4-40GB"
+DIGEST = "a" * 64
+IMAGES = PodSettings("runtime:onnx", "runtime:full")
+
+
+def stamped(kind, name, uid=None, **rest):
+    metadata = {"name": name, "namespace": "n", "uid": uid or f"uid-{name}", "resourceVersion": "1", "generation": 1}
+    return {"kind": kind, "metadata": metadata | {"creationTimestamp": "2026-01-01T00:00:00Z"}, **rest}
+
+
+def ensemble(name="digits", member=None, **spec):
+    one = {"name": "a", "model": {"uri": "https://m/a.onnx", "format": "ONNX", "sha256": DIGEST}, "batchSizes": [1, 8]}
+    tensor = {"datatype": "FP32", "shape": [4]}
+    whole = {
+        "members": [one | (member or {})],
+        "inputs": [{"name": "x", **tensor}],
+        "outputs": [{"name": "y", **tensor}],
+        "devices": {"kinds": ["GPU"]},
+    }
+    return stamped("InferenceEnsemble", name, spec=whole | spec)
+
+
+def profile(uri=None, digest=DIGEST):
+    points = [{"batchSize": size, "seconds": 0.01, "memoryMib": 1024} for size in (1, 8)]
+    body = stamped("ModelProfile", "a", spec={"model": {"sha256": digest}, "deviceType": A100, "points": points})
+    body["apiVersion"] = "ensembles.dev/v1alpha1"
+    if uri:
+        body["metadata"]["annotations"] = {"ensembles.dev/uri": uri}
+    return body
+
+
+def node(name="node", gpus=2):
+    labels = {"nvidia.com/gpu.product": A100, "nvidia.com/gpu.memory": "40960", "nvidia.com/gpu.count": str(gpus)}
+    body = stamped("Node", name)
+    body["metadata"] |= {"labels": labels}
+    allocatable = {"cpu": "32", "memory": "128Gi", "nvidia.com/gpu": str(gpus)}
+    return body | {"status": {"allocatable": allocatable, "conditions": [{"type": "Ready", "status": "True"}]}}
+
+
+def world(*bodies, given_up=None):
+    kinds = {"InferenceEnsemble": ENSEMBLES, "ModelProfile": PROFILES, "Node": NODES, "Pod": PODS}
+    state = {GIVEN_UP: given_up or {}}
+    for body in bodies:
+        resource = kinds[body["kind"]]
+        namespace = body["metadata"]["namespace"] if resource.namespaced else ""
+        record = record_of(resource, body)
+        if record is not None:
+            state[resource.plural, namespace, body["metadata"]["name"]] = record
+    return state
+
+
+def decided(decider, *bodies, name="digits", **rest):
+    return decider(world(*bodies, **rest), time.monotonic() + 20)["n", name]
+
+
+@pytest.fixture
+def decider():
+    return Decider(600 * 2**20, {})
+
+
+def pods_of(decider, decision, body):
+    """The pods that come of a decision, as the API server would have them."""
+    from ensemble_operator.api.ensemble import InferenceEnsemble
+
+    document = record_of(ENSEMBLES, body).manifest()
+    made = []
+    for copy, plan in decision.plans.items():
+        for one in copy_objects(
+            InferenceEnsemble.model_validate(document), body["metadata"]["uid"], copy, plan, decision.digests, IMAGES
+        ):
+            if one["kind"] == "Pod":
+                one["metadata"] |= stamped("Pod", one["metadata"]["name"])["metadata"] | {
+                    "uid": one["metadata"]["name"]
+                }
+                one["spec"] |= {"nodeName": plan.cells[0][0].node}
+                made.append(one | {"status": {"phase": "Running"}})
+    return made
+
+
+def test_what_is_known_is_planned(decider):
+    decision = decided(decider, ensemble(), profile(), node())
+
+    assert decision.plans[0].cells and not decision.missing and decision.waiting is None
+    assert decision.supply.devices == 2 and decision.supply.sources == ("Labels",)
+
+
+def test_a_faulty_spec_freezes_what_runs(decider):
+    decision = decided(decider, ensemble(member={"weight": -1}), profile(), node())
+
+    assert decision.frozen and "spec.members[0].weight" in decision.fault
+
+
+def test_without_a_profile_a_free_device_is_named_to_measure_on(decider):
+    decision = decided(decider, ensemble(), node())
+
+    (missing,) = decision.missing
+    assert missing.want == (DIGEST, A100, "FP32") and missing.device.node == "node"
+    assert decision.frozen and not decision.plans
+
+
+def test_what_was_given_up_is_not_waited_for(decider):
+    told = {("n", pod_of((DIGEST, A100, "FP32"))): "no such file"}
+    decision = decided(decider, ensemble(), node(), given_up=told)
+
+    assert decision.missing[0].given_up == "no such file" and "no profile of 'a'" in decision.waiting
+
+
+def test_a_member_without_a_digest_has_that_of_what_was_measured_at_its_address(decider):
+    model = {"uri": "https://m/a.onnx", "format": "ONNX"}
+    unknown = decided(decider, ensemble(member={"model": model}), profile(), node())
+    known = decided(decider, ensemble(member={"model": model}), profile("https://m/a.onnx"), node())
+
+    assert unknown.missing[0].want[0] == "https://m/a.onnx" and "is not known yet" in unknown.waiting
+    assert known.digests == {"a": DIGEST} and known.plans
+
+
+def test_a_new_operator_decides_as_the_pods_are(decider):
+    body = ensemble(replicas=2)
+    first = decided(decider, body, profile(), node("x"), node("y"))
+    pods = pods_of(decider, first, body)
+    again = decided(Decider(600 * 2**20, {}), body, profile(), node("x"), node("y"), node("w", 8), *pods)
+
+    assert {i: p.digest for i, p in again.plans.items()} == {i: p.digest for i, p in first.plans.items()}
+
+
+def test_a_new_revision_is_planned_beside_the_old_where_there_is_room_and_on_its_devices_where_there_is_none(decider):
+    body = ensemble(devices={"kinds": ["GPU"], "max": 1})
+    first = decided(decider, body, profile(), node(gpus=1))
+    pods = pods_of(decider, first, body)
+    changed = ensemble(devices={"kinds": ["GPU"], "max": 1}, combination={"rule": "Median"})
+
+    def slots(decision):
+        return {(d.node, d.name) for d, _, _ in decision.plans[0].cells}
+
+    beside = decided(Decider(600 * 2**20, {}), changed, profile(), node(gpus=2), *pods)
+    instead = decided(Decider(600 * 2**20, {}), changed, profile(), node(gpus=1), *pods)
+
+    assert not slots(beside) & slots(first)
+    assert slots(instead) == slots(first)
+
+
+def test_a_new_revision_that_fits_nowhere_leaves_what_runs(decider):
+    body = ensemble()
+    pods = pods_of(decider, decided(decider, body, profile(), node()), body)
+    large = profile(digest="b" * 64)
+    large["metadata"]["name"] = "b"
+    large["spec"]["points"] = [{"batchSize": 1, "seconds": 0.01, "memoryMib": 90_000}]
+    other = {"model": {"uri": "https://m/b.onnx", "format": "ONNX", "sha256": "b" * 64}, "batchSizes": [1]}
+    decision = decided(decider, ensemble(member=other), profile(), large, node(), *pods)
+
+    assert decision.frozen and not decision.plans and decision.waiting
+
+
+def test_suspended_it_holds_nothing_and_another_gets_its_devices(decider):
+    mine = ensemble(devices={"kinds": ["GPU"], "max": 1})
+    other = ensemble("other", devices={"kinds": ["GPU"], "max": 1})
+    decided(decider, mine, profile(), node(gpus=1))
+    asleep = ensemble(devices={"kinds": ["GPU"], "max": 1}, suspend=True)
+
+    assert decided(decider, asleep, other, profile(), node(gpus=1)).suspended
+    assert decided(decider, asleep, other, profile(), node(gpus=1), name="other").plans
+
+
+def test_simulated_devices_need_no_node(decider):
+    simulated = {"simulated": [{"type": A100, "count": 2, "memoryMib": 8192}]}
+    decision = decided(decider, ensemble(devices=simulated, replicas=2), profile())
+
+    assert set(decision.plans) == {0, 1} and not decision.missing
+
+
+def test_the_same_world_gives_the_very_same_decisions(decider):
+    bodies = (ensemble(), profile(), node())
+    cold, first, second = (decider(world(*bodies), time.monotonic() + 20) for _ in range(3))
+
+    assert cold["n", "digits"].plans[0].digest == first["n", "digits"].plans[0].digest
+    assert first == second and first["n", "digits"].plans[0] is second["n", "digits"].plans[0]
+    assert first[OVERVIEW].devices == {(A100, "free"): 2}
+
+
+def test_what_a_pod_of_ours_holds_is_in_use(decider):
+    body = ensemble(devices={"kinds": ["GPU"], "max": 1})
+    pods = pods_of(decider, decided(decider, body, profile(), node()), body)
+
+    overview = decider(world(body, profile(), node(), *pods), time.monotonic() + 20)[OVERVIEW]
+    assert overview.devices == {(A100, "used"): 1, (A100, "free"): 1}
+    assert json.loads(pods[0]["metadata"]["annotations"]["ensembles.dev/devices"])[0]["type"] == A100
