@@ -126,6 +126,8 @@ def test_its_role_is_enough_and_no_more(kwok: Kwok, installer: Helm, nodes: list
         ("patch", "resourceclaimtemplates"),
         ("delete", "resourceclaimtemplates"),
         ("delete", "services"),
+        ("patch", "networkpolicies"),
+        ("delete", "networkpolicies"),
     }
     assert role - used <= rare
     installer.uninstall("ens", release)

@@ -13,6 +13,9 @@
 - apiGroups: [""]
   resources: [pods, configmaps, services]
   verbs: [list, watch, create, patch, delete]
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [list, watch, create, patch, delete]
 # The token of shards on several nodes is made once, and never read.
 - apiGroups: [""]
   resources: [secrets]

@@ -9,12 +9,21 @@ from typing import Any
 from ensemble_operator.api.ensemble import InferenceEnsemble
 from ensemble_operator.controller.decision import Decision
 from ensemble_operator.controller.records import DIGEST, ChildRecord, EnsembleRecord, OwnPod
-from ensemble_operator.controller.resources import BUDGETS, CONFIG_MAPS, SERVICES, TEMPLATES, Resource
+from ensemble_operator.controller.resources import (
+    BUDGETS,
+    BY_KIND,
+    CONFIG_MAPS,
+    POLICIES,
+    SERVICES,
+    TEMPLATES,
+    Resource,
+)
 from ensemble_operator.controller.rollout import Removal, RunningPod, Steps, WantedSet, steps
 from ensemble_operator.manifests import labels
 from ensemble_operator.manifests.budget import budget
 from ensemble_operator.manifests.deployment import copy_objects, spans_nodes
 from ensemble_operator.manifests.names import config_map_name, digest, pod_name
+from ensemble_operator.manifests.network import shards_policy
 from ensemble_operator.manifests.objects import Owner
 from ensemble_operator.manifests.revision import copy_hash
 from ensemble_operator.manifests.service import service, shards_service
@@ -169,14 +178,13 @@ def _shared(owner: Owner, decision: Decision, now: Steps, copies: int) -> list[O
 
 
 def _between_shards(owner: Owner, plans: Iterable[Plan], there: There) -> list[Object]:
-    """The Service through which the shards of a copy on several nodes find each other, as long as there are some."""
+    """How the shards of a copy on several nodes find each other, and nobody else finds them; while there are some."""
     spans = spans_nodes(plans) or any(pod.labels.get(labels.ROLE) == labels.REMOTE for pod in there.pods.values())
-    return [shards_service(owner)] if spans else []
+    return [shards_service(owner), shards_policy(owner)] if spans else []
 
 
 def _differs(body: Object, there: There) -> bool:
-    resource = {"Service": SERVICES, "PodDisruptionBudget": BUDGETS}[body["kind"]]
-    key = (resource, body["metadata"]["name"])
+    key = (BY_KIND[body["kind"]], body["metadata"]["name"])
     seen = there.children.get(key)
     return seen is None or key in there.edited or seen.digest != body["metadata"]["annotations"][DIGEST]
 
@@ -200,5 +208,5 @@ def _leftovers(name: str, there: There, needed: set[tuple[str, str]], *, keep_se
             yield Deletion(resource, child, "no pod reads it")
         elif resource is TEMPLATES and child not in there.pods:
             yield Deletion(resource, child, "its pod is gone")
-        elif resource is BUDGETS or (resource is SERVICES and not keep_service):
+        elif resource in (BUDGETS, POLICIES) or (resource is SERVICES and not keep_service):
             yield Deletion(resource, child, "the ensemble has no use for it")

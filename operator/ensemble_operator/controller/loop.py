@@ -35,6 +35,7 @@ from ensemble_operator.controller.resources import (
     ENSEMBLES,
     NODES,
     PODS,
+    POLICIES,
     PROFILES,
     SECRETS,
     SERVICES,
@@ -51,7 +52,7 @@ from ensemble_operator.manifests.settings import PodSettings
 
 _AT_ONCE = 16
 """Ensembles that are acted on side by side."""
-_OWNED = (CONFIG_MAPS, SERVICES, BUDGETS, TEMPLATES)
+_OWNED = (CONFIG_MAPS, SERVICES, BUDGETS, POLICIES, TEMPLATES)
 
 _log = logging.getLogger(__name__)
 

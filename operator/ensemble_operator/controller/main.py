@@ -28,6 +28,7 @@ from ensemble_operator.controller.resources import (
     ENSEMBLES,
     NODES,
     PODS,
+    POLICIES,
     PROFILES,
     SERVICES,
     SLICES,
@@ -98,7 +99,7 @@ async def sources_of(kube: Kube, settings: Settings) -> dict[Resource, str]:
     if not await kube.served(ENSEMBLES):
         raise OperatorError("the API server does not serve inferenceensembles.ensembles.dev/v1alpha1: install the CRDs")
     sources = dict.fromkeys((PROFILES, PODS, ENSEMBLES), "")
-    sources |= dict.fromkeys((CONFIG_MAPS, SERVICES, BUDGETS), OURS)
+    sources |= dict.fromkeys((CONFIG_MAPS, SERVICES, BUDGETS, POLICIES), OURS)
     if not settings.namespace:
         sources[NODES] = ""
         if await kube.served(SLICES):

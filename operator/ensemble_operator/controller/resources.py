@@ -37,10 +37,11 @@ TEMPLATES = Resource("resource.k8s.io", "v1", "resourceclaimtemplates", "Resourc
 CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap")
 SERVICES = Resource("", "v1", "services", "Service")
 BUDGETS = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
+POLICIES = Resource("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
 SECRETS = Resource("", "v1", "secrets", "Secret")
 EVENTS = Resource("", "v1", "events", "Event")
 
-CHILDREN = (PODS, CONFIG_MAPS, SERVICES, BUDGETS, SECRETS, CLAIMS, TEMPLATES)
+CHILDREN = (PODS, CONFIG_MAPS, SERVICES, BUDGETS, POLICIES, SECRETS, CLAIMS, TEMPLATES)
 """What an ensemble may own."""
 
 BY_KIND = {resource.kind: resource for resource in (ENSEMBLES, PROFILES, NODES, SLICES, EVENTS, *CHILDREN)}

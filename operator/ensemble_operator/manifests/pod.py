@@ -143,11 +143,15 @@ def among_shards(spec: Object, ensemble: str, pod: str) -> Object:
     """The spec with what a copy of several pods needs: a name in the network, and the token that they share."""
     container, *others = spec["containers"]
     mount = {"name": "token", "mountPath": TOKEN_FOLDER, "readOnly": True}
+    token = {"secretName": token_name(ensemble), "defaultMode": 0o440}
     return spec | {
         "hostname": pod,
         "subdomain": shards_name(ensemble),
         "containers": [container | {"volumeMounts": [*container["volumeMounts"], mount]}, *others],
-        "volumes": [*spec["volumes"], {"name": "token", "secret": {"secretName": token_name(ensemble)}}],
+        "volumes": [
+            *spec["volumes"],
+            {"name": "token", "secret": token},
+        ],
     }
 
 

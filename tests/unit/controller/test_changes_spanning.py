@@ -60,6 +60,12 @@ def test_new_shards_get_a_service_and_a_token_before_them() -> None:
     assert kinds.count("Pod") == 2
     assert kinds.index("Secret") < kinds.index("Pod")
     assert services(made) == {"trio", "trio-shards"}
+    (policy,) = of_kind(made, "NetworkPolicy")
+    (head,) = (p for p in of_kind(made, "Pod") if p["metadata"]["labels"]["ensembles.dev/role"] == "head")
+    (rule,) = policy["spec"]["ingress"]
+    (peer,) = rule["from"]
+    assert peer["podSelector"]["matchLabels"].items() <= head["metadata"]["labels"].items()
+    assert not policy["spec"]["podSelector"]["matchLabels"].items() <= head["metadata"]["labels"].items()
 
 
 def test_shards_that_run_keep_their_token() -> None:
@@ -69,7 +75,7 @@ def test_shards_that_run_keep_their_token() -> None:
 
 def test_a_copy_on_one_node_has_no_secret() -> None:
     made = decided("a", {})
-    assert of_kind(made, "Secret") == []
+    assert of_kind(made, "Secret") == of_kind(made, "NetworkPolicy") == []
     assert services(made) == {"trio"}
 
 

@@ -12,6 +12,7 @@ from ensemble_operator.api.manifest import load_manifest
 from ensemble_operator.inventory.device import Device
 from ensemble_operator.manifests.budget import budget
 from ensemble_operator.manifests.deployment import copy_objects, spans_nodes
+from ensemble_operator.manifests.network import shards_policy
 from ensemble_operator.manifests.objects import Owner
 from ensemble_operator.manifests.revision import revision
 from ensemble_operator.manifests.service import service, shards_service
@@ -93,7 +94,7 @@ def children(
     plans = dict(copies if isinstance(copies, Mapping) else enumerate(copies))
     common = [service(owner, revision(ensemble.spec, digests)), budget(owner, len(plans))]
     if spans_nodes(plans.values()):
-        common.append(shards_service(owner))
+        common += [shards_service(owner), shards_policy(owner)]
     made = [o for copy, plan in plans.items() for o in copy_objects(ensemble, uid, copy, plan, digests, settings)]
     # Copies with the same configuration share its ConfigMap.
     once = {(o["kind"], o["metadata"]["name"]): o for o in (*filter(None, common), *made)}
