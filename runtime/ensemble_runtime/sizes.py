@@ -6,7 +6,7 @@ Beside the configuration the only module of the runtime that the control plane r
 from __future__ import annotations
 
 from ensemble_runtime.config import MAX_DIMENSIONS, RuntimeConfig, TensorSpec
-from ensemble_runtime.span import laid_out
+from ensemble_runtime.span import folded_by_shards, laid_out
 
 DEFAULT_ARENA_BYTES = 256 * 2**20
 """What the tensors of all rows in the pipeline may take where `serving.queueRows` does not say how many there are."""
@@ -26,9 +26,9 @@ def row_stride(spec: TensorSpec) -> int:
 
 
 def tensor_bytes(config: RuntimeConfig) -> int:
-    """Bytes of one row at every place where it stands: inputs, each member's outputs, and the combined ones."""
+    """Bytes of one row wherever it stands: inputs, each member's outputs, what shards fold, combined outputs."""
     inputs, outputs = sum(map(row_stride, config.inputs)), sum(map(row_stride, config.outputs))
-    return inputs + (len(config.members) + 1) * outputs
+    return inputs + (len(config.members) + len(folded_by_shards(config)) + 1) * outputs
 
 
 def queue_rows(config: RuntimeConfig) -> int:

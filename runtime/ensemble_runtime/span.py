@@ -6,7 +6,10 @@ that journals, recovery and health need to know nothing of remotes. A shard leav
 
 from __future__ import annotations
 
-from ensemble_runtime.config import Cell, Combination, Predictions, Rule, RuntimeConfig
+from ensemble_runtime.config import Cell, Combination, Datatype, Predictions, Rule, RuntimeConfig
+
+SUMS = frozenset((Rule.MEAN, Rule.WEIGHTED_MEAN, Rule.SOFT_VOTE, Rule.HARD_VOTE, Rule.GEOMETRIC_MEAN, Rule.MAXIMUM))
+"""Rules whose answer can be worked out from what each shard has worked out of its own members."""
 
 
 def laid_out(config: RuntimeConfig) -> RuntimeConfig:
@@ -14,6 +17,29 @@ def laid_out(config: RuntimeConfig) -> RuntimeConfig:
     if config.shard is not None:
         return _shard(config)
     return _head(config) if config.remotes else config
+
+
+def folded_by_shards(config: RuntimeConfig) -> frozenset[int]:
+    """Indices of the members whose shard may fold them, so that not each member's rows travel back but one sum.
+
+    Those that are combined and have cells on one remote alone, together with another, where the rule allows it: order
+    statistics and stacking need each member's rows, and so do sums in types that would lose digits.
+    """
+    combination = config.combination
+    labels = combination.rule is Rule.HARD_VOTE and combination.predictions is Predictions.VALUES
+    exact = all(spec.fixed and spec.datatype in (Datatype.FP32, Datatype.FP64) for spec in config.outputs)
+    if not config.remotes or combination.rule not in SUMS or labels or not exact:
+        return frozenset()
+    found: set[int] = set()
+    for remote in config.remotes:
+        only_there = [
+            index
+            for index, member in enumerate(config.members)
+            if not member.shadow and {config.cells[c].device for c in config.cells_of(member.name)} == {remote.name}
+        ]
+        if len(only_there) > 1:
+            found.update(only_there)
+    return frozenset(found)
 
 
 def _head(config: RuntimeConfig) -> RuntimeConfig:

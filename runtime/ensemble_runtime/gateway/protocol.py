@@ -83,6 +83,8 @@ class RequestParser:
         options = self._parse_options(parameters)
         if any(choice.signal for choice in outputs):
             options = replace(options, disagreement=True)
+        if any(choice.member for choice in outputs):
+            options = replace(options, individually=True)
         return replace(request, id=request_id, options=options, outputs=outputs)
 
     def parse_raw(self, size: int) -> InferRequest:

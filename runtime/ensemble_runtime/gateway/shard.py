@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ensemble_runtime.config import Shard
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from ensemble_runtime.config import Combination, Shard
 from ensemble_runtime.gateway.answers import Answer
 from ensemble_runtime.gateway.encoder import Encoder, Template
 from ensemble_runtime.gateway.inference import Inference
 from ensemble_runtime.gateway.protocol import InferRequest, RequestParser
 from ensemble_runtime.gateway.refusal import invalid
 from ensemble_runtime.pipeline.port import Lease, Options, Outcome, Pipeline
-from ensemble_runtime.pipeline.remote_wire import authorization
+from ensemble_runtime.pipeline.remote_wire import PARTIAL, Partial, authorization
+from ensemble_runtime.pipeline.rules import EVERYTHING, partial_fold
 from ensemble_runtime.sizes import row_stride
+from ensemble_runtime.span import SUMS
 
 _JSON_BYTES = 65_536
 """What the JSON of a question may take besides its tensors."""
@@ -32,16 +41,31 @@ class ShardInference(Inference):
         self.max_body = pipeline.max_rows * sum(map(row_stride, self.config.inputs)) + _JSON_BYTES
 
 
+@dataclass(frozen=True, slots=True)
+class ShardRequest(InferRequest):
+    """A head's request."""
+
+    partial: Partial | None
+    """Of whom it wants the sum, in place of combined outputs."""
+
+
 class ShardParser(RequestParser):
     """Requests for the outputs of some members, each of which may fail on its own."""
 
     def parse(self, raw: bytes | bytearray | memoryview) -> InferRequest:
         """See `RequestParser.parse`."""
         request = super().parse(raw)
-        asked = tuple(dict.fromkeys(choice.member for choice in request.outputs if choice.member is not None))
-        if not asked or any(choice.member is None for choice in request.outputs):
-            raise invalid("outputs: a shard gives members' own outputs only; expected <output>@<member>")
-        return replace(request, options=Options(min_members=1, only=asked))
+        partial = _partial(orjson.loads(raw).get(PARTIAL), self._members)
+        if partial is None and any(choice.member is None for choice in request.outputs):
+            raise invalid(f"outputs: expected <output>@<member>, or `{PARTIAL}`, which says how to combine")
+        folded = partial.shares if partial else ()
+        asked = dict.fromkeys([*(choice.member for choice in request.outputs if choice.member), *folded])
+        fields = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
+        return ShardRequest(**fields | {"options": Options(min_members=1, only=tuple(asked)), "partial": partial})
+
+    def parse_raw(self, size: int) -> InferRequest:
+        """See `RequestParser.parse_raw`; a head always says whom it asks."""
+        raise invalid("Inference-Header-Content-Length: a shard needs the JSON that says which members are asked")
 
 
 class ShardEncoder(Encoder):
@@ -53,7 +77,48 @@ class ShardEncoder(Encoder):
 
     def encode(self, request: InferRequest, outcome: Outcome, lease: Lease) -> Answer:
         """See `Encoder.encode`; that no member has answered is an answer, too."""
-        return self._encoded(request, outcome, lease)
+        assert isinstance(request, ShardRequest)
+        shares = request.partial.shares if request.partial else {}
+        folded = [member for member in shares if member not in outcome.missing]
+        if request.partial is None or not folded:
+            own = tuple(choice for choice in request.outputs if choice.member is not None)
+            return self._encoded(replace(request, outputs=own), outcome, lease)
+        return self._encoded(request, outcome, _Folded(lease, request.partial, folded))
 
     def _parameters(self, outcome: Outcome) -> dict[str, Any]:
         return {"missing": outcome.missing} if outcome.missing else {}
+
+
+class _Folded:
+    """A lease whose combined outputs are the sums of some members."""
+
+    def __init__(self, lease: Lease, partial: Partial, members: Sequence[str]) -> None:
+        self.rows = lease.rows
+        self.input = lease.input
+        self.member_output = lease.member_output
+        self.disagreement = lease.disagreement
+        self._members = members
+        combination = Combination(rule=partial.rule, predictions=partial.predictions)
+        self._fold = partial_fold(combination, [partial.shares[member] for member in members])
+
+    def output(self, index: int) -> NDArray[np.generic]:
+        """The members' outputs, folded."""
+        values = [self.member_output(member, index) for member in self._members]
+        total = np.empty_like(values[0])
+        for place, each in enumerate(values):
+            self._fold.fold(total, EVERYTHING, place == 0, each, place)
+        return total
+
+
+def _partial(document: object, members: Sequence[str]) -> Partial | None:
+    if document is None:
+        return None
+    try:
+        partial = Partial.model_validate(document)
+    except ValidationError as error:
+        raise invalid(f"{PARTIAL}: {error.errors()[0]['msg']}") from None
+    if partial.rule not in SUMS:
+        raise invalid(f"{PARTIAL}.rule: {partial.rule} needs each member's rows")
+    if not partial.shares or not set(partial.shares) <= set(members):
+        raise invalid(f"{PARTIAL}.shares: expected members of {', '.join(members)}")
+    return partial

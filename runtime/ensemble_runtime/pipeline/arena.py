@@ -20,6 +20,7 @@ from ensemble_runtime.config import MAX_DIMENSIONS, Hosting, RuntimeConfig, Tens
 from ensemble_runtime.devices.cgroup import available_memory
 from ensemble_runtime.errors import SharedMemoryError
 from ensemble_runtime.sizes import queue_rows, row_stride, tensor_bytes
+from ensemble_runtime.span import folded_by_shards
 
 SHM = Path("/dev/shm")  # noqa: S108  # no temporary file: the memory file system itself
 SPARSE_BYTES = 2**42
@@ -47,7 +48,7 @@ REASONS = {
 }
 
 # Bits of a request's flags, written by the gateway.
-ACTIVE, CANCELLED, DISAGREE = 1, 2, 4
+ACTIVE, CANCELLED, DISAGREE, INDIVIDUAL = 1, 2, 4, 8
 # Phases of a request, written by the gateway.
 OPEN, ANSWERED = 0, 1
 
@@ -62,6 +63,8 @@ class Geometry:
     cells: int
     processes: tuple[tuple[int, ...], ...]
     """The cells that each prediction process hosts."""
+    reporters: tuple[int, ...]
+    """For each cell the one whose ring it reports on; itself, but for the cells of one connection to a remote."""
     segments: tuple[int, ...]
     """For each member the most rows of one queue entry: the smallest batch size among its cells."""
     input_strides: tuple[int, ...]
@@ -89,6 +92,7 @@ class Geometry:
             members=len(config.members),
             cells=len(config.cells),
             processes=processes,
+            reporters=_reporters(config),
             segments=segments,
             input_strides=tuple(map(row_stride, config.inputs)),
             output_strides=tuple(map(row_stride, config.outputs)),
@@ -116,6 +120,11 @@ class Arena:
         self.member_outputs = [
             [self._cut.bytes(rows * stride) for stride in geo.output_strides] for _ in range(members)
         ]
+        self.partials = {
+            member: [self._cut.bytes(rows * stride) for stride in geo.output_strides]
+            for member in sorted(folded_by_shards(config))
+        }
+        """Of members that their shard folds: what the combiner takes in place of their outputs."""
         self.disagreement: NDArray[np.float32] = self._cut.array((rows, 4), "f4")
 
         # The request table. The gateway writes all of it but `used`, the two counters, which the combiner takes down,
@@ -140,8 +149,10 @@ class Arena:
         # controls from the gateway to the combiner, completions back.
         self.queues = [[Ring.cut(self._cut, capacity) for _ in ("again", "high", "normal")] for _ in range(members)]
         self.lock_owner = self._cut.words(members)
-        reports = [Ring.cut(self._cut, capacity) for _ in range(cells + 1)]
-        self.reports = reports
+        # Cells of one connection to a remote share a ring: what they report together is seen together.
+        sharing = [geo.reporters.count(cell) for cell in range(cells)]
+        rings = [Ring.cut(self._cut, _power_of_two(rows * max(1, shared))) for shared in [*sharing, 1]]
+        self.reports = [*(rings[reporter] for reporter in geo.reporters), rings[cells]]
         self.controls = Ring.cut(self._cut, _power_of_two(4 * slots))
         self.completions = Ring.cut(self._cut, _power_of_two(4 * slots))
 
@@ -189,6 +200,10 @@ class Arena:
             if isinstance(error, SharedMemoryError):
                 raise
             raise SharedMemoryError(f"cannot reserve shared memory in {SHM}: {error.strerror}") from error
+
+    def partial_rows(self, member: int, output: int) -> NDArray[np.generic]:
+        """What a member of a shard that folds contributes to the combination of an output, (rows, *shape)."""
+        return _table(self.partials[member][output], self.config.outputs[output], self.geometry.rows)
 
     def member_rows(self, member: int, output: int) -> NDArray[np.generic]:
         """A member's area of a fixed-shape output, (rows, *shape)."""
@@ -323,6 +338,16 @@ class _Cutter:
 def _table(area: memoryview, spec: TensorSpec, rows: int) -> NDArray[np.generic]:
     table: NDArray[np.generic] = np.frombuffer(area, spec.datatype.numpy).reshape(rows, *spec.shape)
     return table
+
+
+def _reporters(config: RuntimeConfig) -> tuple[int, ...]:
+    reporters = list(range(len(config.cells)))
+    for remote in config.remotes:
+        cells = [i for i, cell in enumerate(config.cells) if cell.device == remote.name]
+        width = max(1, len(cells) // remote.connections)
+        for place, cell in enumerate(cells):
+            reporters[cell] = cells[place // width * width]
+    return tuple(reporters)
 
 
 def _power_of_two(value: int) -> int:

@@ -23,6 +23,7 @@ from ensemble_runtime.pipeline.arena import (
     ARRIVED,
     CANCELLED,
     DISAGREE,
+    INDIVIDUAL,
     MISSHAPEN,
     OPEN,
     RAISED,
@@ -205,7 +206,7 @@ class Batcher:
         generation[slot] = lease.generation
         base[slot] = lease.base
         row_count[slot] = rows
-        flags[slot] = DISAGREE if options.disagreement else 0
+        flags[slot] = (DISAGREE if options.disagreement else 0) | (INDIVIDUAL if options.individually else 0)
         min_members[slot] = min(options.min_members or self._needed, len(self._combined))
         phase[slot] = OPEN
         remaining, shadowed = self._counts

@@ -24,9 +24,10 @@ from ensemble_runtime.pipeline.arena import ACTIVE, ANSWERED, ARRIVED, DISAGREE,
 from ensemble_runtime.pipeline.disagreement import disagreement
 from ensemble_runtime.pipeline.intake import Entries
 from ensemble_runtime.pipeline.prediction import Rows, packed, rows_of
-from ensemble_runtime.pipeline.rules import Fold, Uncombined, make_fold
+from ensemble_runtime.pipeline.rules import Fold, Peak, Prefolded, Uncombined, WeightedSum, make_fold
 from ensemble_runtime.pipeline.stacking import STACKING, Stack
 from ensemble_runtime.pipeline.wiring import Wiring, linger, ring, sleep_until_rung
+from ensemble_runtime.span import folded_by_shards
 
 log = logging.getLogger(__name__)
 
@@ -93,13 +94,17 @@ class Combiner:
         self._place = {member: place for place, member in enumerate(self._combined)}
         names = [member.name for member in config.members]
         self._members_of_rings = [names.index(cell.member) for cell in config.cells]
+        remotes = {remote.name for remote in config.remotes}
+        self._naming = {i for i, cell in enumerate(config.cells) if cell.device in remotes} | {len(config.cells)}
+        """Rings whose reports name their members."""
         self._folds = _folds(config, self._combined, paths)
         self._fixed = all(spec.fixed for spec in config.outputs)
         self._streaming = self._fixed and all(fold.streaming for fold in self._folds)
         if self._fixed:
             outputs = range(len(config.outputs))
             self._outputs = [arena.output_rows(o) for o in outputs]
-            self._members = [[arena.member_rows(m, o) for o in outputs] for m in range(len(config.members))]
+            tables = [arena.partial_rows if m in arena.partials else arena.member_rows for m in range(len(names))]
+            self._members = [[table(m, o) for o in outputs] for m, table in enumerate(tables)]
         # Members that no one waits for, and the supervisor's reports of failures, have no place in a combination.
         self._places_of_rings = [self._place.get(member) for member in self._members_of_rings] + [None]
         self._status = arena.status.reshape(-1).data
@@ -120,7 +125,10 @@ class Combiner:
         """Take in all reports and controls; returns whether the gateway has something to read."""
         for index, reports in enumerate(self._arena.reports):
             waiting = len(reports)
-            if waiting <= _FEW and self._streaming:
+            if waiting and index in self._naming:
+                self._take_named(reports.peek(waiting))
+                reports.head += waiting
+            elif waiting <= _FEW and self._streaming:
                 for _ in range(waiting):
                     self._take_single(index, *reports.first())
                     reports.head += 1
@@ -188,20 +196,35 @@ class Combiner:
     # -- reports ------------------------------------------------------------------------------------------------------
 
     def _take(self, index: int, entries: Entries) -> None:
-        """One ring's reports: all of one member, unless they are the supervisor's."""
-        if index == len(self._members_of_rings) or not self._regular(entries):
+        """One ring's reports, all of one member."""
+        self._take_of(self._members_of_rings[index], entries)
+
+    def _take_named(self, entries: Entries) -> None:
+        """Reports that name their members: the supervisor's, and those of a remote, whose members arrive together."""
+        members = entries[:, 3] >> 16
+        parts = [(m, entries[members == m]) for m in np.unique(members).tolist()]
+        for member, part in parts:
+            part[:, 3] &= 0xFFFF
+            # Before any request is judged: one member may bring the sum of all.
+            for entry in part:
+                self._arena.status[member, rows_of(entry[None])] = entry[3]
+        for member, part in parts:
+            self._take_of(member, part)
+
+    def _take_of(self, member: int, entries: Entries) -> None:
+        if not self._regular(entries):
             for entry in entries:
-                self._take_one(self._member(index, entry), entry)
+                self._take_one(member, entry)
         elif not self._fixed:
-            self._take_all(self._members_of_rings[index], entries)
+            self._take_all(member, entries)
         else:
             single = self._arena.row_count.take(entries[:, 0]) == 1
             if np.logical_and.reduce(single):
-                self._take_single_rows(self._members_of_rings[index], entries)
+                self._take_single_rows(member, entries)
             else:
                 if np.logical_or.reduce(single):
-                    self._take_single_rows(self._members_of_rings[index], entries[single])
-                self._take_all(self._members_of_rings[index], entries[~single])
+                    self._take_single_rows(member, entries[single])
+                self._take_all(member, entries[~single])
 
     def _regular(self, entries: Entries) -> bool:
         """Whether all rows arrived, of requests with which nothing is wrong."""
@@ -375,7 +398,7 @@ class Combiner:
                 out = self._view(slot, o, arrived[0], arena.outputs[o])
                 members = [np.zeros_like(out)] * len(self._combined)
                 for m, place in zip(arrived, places, strict=True):
-                    members[place] = self._view(slot, o, m, arena.member_outputs[m][o])
+                    members[place] = self._view(slot, o, m, arena.partials.get(m, arena.member_outputs[m])[o])
                 _at_once(fold, out, slice(0, len(out)), members, None if present.all() else present)
         except Exception as error:
             arena.combiner_error.set(first_line(error))
@@ -443,8 +466,8 @@ class Combiner:
         return slice(base, base + int(self._arena.row_count[slot]))
 
     def _member(self, index: int, entry: NDArray[np.uint32]) -> int:
-        """The member that a report is about; the supervisor names it in the upper half of the code."""
-        return self._members_of_rings[index] if index < len(self._members_of_rings) else int(entry[3]) >> 16
+        """The member that a report is about; some rings name it in the upper half of the code."""
+        return int(entry[3]) >> 16 if index in self._naming else self._members_of_rings[index]
 
 
 def _folds(config: RuntimeConfig, combined: list[int], paths: dict[str, Path]) -> list[Fold]:
@@ -453,7 +476,11 @@ def _folds(config: RuntimeConfig, combined: list[int], paths: dict[str, Path]) -
     if config.combination.rule is Rule.STACKING:
         return [Stack(config, len(combined), paths[STACKING])]
     weights = [config.members[m].weight for m in combined]
-    return [make_fold(config.combination, weights, spec.shape, spec.datatype.numpy) for spec in config.outputs]
+    folds = [make_fold(config.combination, weights, spec.shape, spec.datatype.numpy) for spec in config.outputs]
+    if elsewhere := folded_by_shards(config):
+        places = frozenset(combined.index(m) for m in elsewhere)
+        return [Prefolded(fold, places) if isinstance(fold, WeightedSum | Peak) else fold for fold in folds]
+    return folds
 
 
 def _at_once(fold: Fold, out: Array, rows: Rows, members: Sequence[Array], present: NDArray[np.bool_] | None) -> None:

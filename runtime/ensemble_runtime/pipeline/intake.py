@@ -136,6 +136,11 @@ def recover(arena: Arena, cell: int) -> Entries:
     return entries
 
 
+def clear(journal: Journal) -> None:
+    """Nothing is in hand any more."""
+    journal.words[_COUNT] = 0
+
+
 def in_hand(journal: Journal) -> int:
     """How many entries a cell has taken and not reported."""
     return int(journal.words[_COUNT])

@@ -53,6 +53,8 @@ class Options:
     """Quorum: fewest members of a partial answer; needs `deadline`."""
     deadline: float | None = None
     disagreement: bool = False
+    individually: bool = False
+    """Whether members' own outputs will be read."""
     only: tuple[str, ...] | None = None
     """In a shard: the members that are asked; the combined output then means nothing."""
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from ensemble_runtime.pipeline.arena import Arena
-from ensemble_runtime.pipeline.intake import Entries, Intake, MemberLock
+from ensemble_runtime.pipeline.arena import Arena, Ring
+from ensemble_runtime.pipeline.intake import Entries, Intake, MemberLock, clear
 
 
 class LaneIntake(Intake):
@@ -14,6 +16,15 @@ class LaneIntake(Intake):
     def __init__(self, arena: Arena, cell: int) -> None:
         super().__init__(arena, cell)
         self._lock = MemberLock(arena, self.member, cell)
+
+    @property
+    def ring(self) -> Ring:
+        """Where the lane reports."""
+        return self._reports
+
+    def put_down(self) -> None:
+        """Nothing is in hand any more."""
+        clear(self._journal)
 
     def take_these(self, wanted: Entries) -> bool:
         """Take exactly these entries, if they are what comes first; returns whether they were."""
@@ -25,3 +36,19 @@ class LaneIntake(Intake):
                     self._claim(index, ring, wanted)
                     return True
         return False
+
+    def report(self, entries: Entries) -> None:
+        """Publish what became of all that was taken, by the member's name: the lane's cells share a ring."""
+        report_together({self: entries})
+
+
+def report_together(taken: Mapping[LaneIntake, Entries]) -> None:
+    """Publish what became of all that the cells of one lane had in hand, so that it is seen at once or not at all."""
+    named = []
+    for intake, entries in taken.items():
+        entries[:, 3] |= np.uint32(intake.member << 16)
+        named.append(entries)
+    ring = next(iter(taken)).ring
+    ring.push(np.concatenate(named).tobytes())
+    for intake in taken:
+        intake.put_down()

@@ -28,6 +28,7 @@ class RowDesk:
         if self._fixed_outputs:
             outputs = range(len(config.outputs))
             self._output_rows = [[arena.member_rows(m, o) for o in outputs] for m in range(len(config.members))]
+            self._partial_rows = {m: [arena.partial_rows(m, o) for o in outputs] for m in arena.partials}
 
     def alike(self, entries: Entries) -> Iterator[Entries]:
         """Entries whose inputs have the same shapes: only those fit into one batch."""
@@ -83,6 +84,13 @@ class RowDesk:
                     place[...] = values[start : start + count]
                 start += count
         return misfits
+
+    def put_partial(self, members: Sequence[int], batch: Entries, sums: Sequence[Array], nothing: float) -> None:
+        """Write what a shard has folded: the first of the members brings it, the others bring nothing."""
+        rows = rows_of(batch)
+        for place, member in enumerate(members):
+            for o, values in enumerate(sums):
+                self._partial_rows[member][o][rows] = nothing if place else values
 
     def _spans(self, batch: Entries) -> list[tuple[int, int, int]]:
         """(first row of the request, first row of the entry, rows) of each entry."""

@@ -15,12 +15,15 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from ensemble_runtime.config import RuntimeConfig, TensorSpec
+from ensemble_runtime.config import Name, Predictions, Rule, RuntimeConfig, Schema, TensorSpec
 from ensemble_runtime.errors import ManifestError
 from ensemble_runtime.pipeline.arena import DIED, REASONS
 
 TARGET = "/v2/ensemble/shard/infer"
 """Where a shard hears its head."""
+
+PARTIAL = "partial"
+"""The field of a question that says how to fold."""
 
 Array = NDArray[Any]
 
@@ -44,12 +47,22 @@ def authorization(token_file: str) -> bytes:
     return f"Bearer {token}".encode()
 
 
+class Partial(Schema):
+    """How a shard folds some members' rows, so that one sum travels back; see `rules.partial_fold`."""
+
+    rule: Rule
+    predictions: Predictions
+    shares: dict[Name, float]
+
+
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What a shard answered: each member's outputs in their order, or the reason why there are none."""
+    """What a shard answered: members' outputs in their order, or the reason why there are none; and their sum."""
 
     outputs: dict[str, list[Array]]
     missing: dict[str, str]
+    partial: list[Array]
+    """Of those members that were to be folded and are not missing; empty if there are none."""
 
 
 class Wire:
@@ -59,21 +72,30 @@ class Wire:
         self._inputs = config.inputs
         self._outputs = config.outputs
 
-    def question(self, members: Sequence[str], rows: int, shapes: Sequence[tuple[int, ...]]) -> bytes:
+    def question(
+        self, members: Sequence[str], partial: Partial | None, rows: int, shapes: Sequence[tuple[int, ...]]
+    ) -> bytes:
         """The JSON before the input tensors.
 
         Args:
-            members: Who is asked.
+            members: Whose own outputs are asked for.
+            partial: Who is asked for a sum, and how to make it.
             rows: How many rows follow.
             shapes: Of each input, without the batch axis.
         """
-        document = {
+        names = [f"{spec.name}@{member}" for member in members for spec in self._outputs]
+        document: dict[str, Any] = {
             "inputs": [_entry(spec, (rows, *shape)) for spec, shape in zip(self._inputs, shapes, strict=True)],
-            "outputs": [{"name": name, "parameters": {"binary_data": True}} for name in self._names(members)],
         }
+        if partial is not None:
+            names += [spec.name for spec in self._outputs]
+            document[PARTIAL] = partial.model_dump(mode="json", by_alias=True)
+        document["outputs"] = [{"name": name, "parameters": {"binary_data": True}} for name in names]
         return orjson.dumps(document)
 
-    def answers(self, members: Sequence[str], rows: int, json: memoryview, tensors: memoryview) -> Answers:
+    def answers(
+        self, members: Sequence[str], partial: Partial | None, rows: int, json: memoryview, tensors: memoryview
+    ) -> Answers:
         """Read an answer; the arrays are views of `tensors`.
 
         Raises:
@@ -92,12 +114,11 @@ class Wire:
                 for member in members
                 if member not in missing
             }
+            folded = partial is not None and not partial.shares.keys() <= missing.keys()
+            sums = [_array(spec, rows, *found[spec.name]) for spec in self._outputs] if folded else []
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UnreadableError(f"an answer that cannot be read ({type(error).__name__}: {error})") from error
-        return Answers(outputs, missing)
-
-    def _names(self, members: Sequence[str]) -> list[str]:
-        return [f"{spec.name}@{member}" for member in members for spec in self._outputs]
+        return Answers(outputs, missing, sums)
 
 
 def code_of(reason: str) -> int:

@@ -26,8 +26,8 @@ where no class has any mass left. A member of weight 0 speaks only in rows where
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -139,6 +139,19 @@ def stack_features(members: Array, predictions: Predictions) -> Array:
     return np.concatenate(tuple(values), axis=-1)
 
 
+def partial_fold(combination: Combination, shares: Sequence[float]) -> WeightedSum | Peak:
+    """The fold of some members of an ensemble, by their shares in all of it: without what is done once, at the end.
+
+    Args:
+        combination: A rule that is no order statistic, and what the predictions are.
+        shares: Of the members, as `WeightedSum.shares` of the whole ensemble has them.
+    """
+    fold = _streaming(combination, np.ones(len(shares)))
+    if isinstance(fold, WeightedSum):
+        return replace(fold, shares=tuple(shares), settle=None)
+    return replace(fold, settle=None)
+
+
 @dataclass(frozen=True, slots=True)
 class WeightedSum:
     """Adds `prepare(values)` times the member's share; `finish` divides by the shares that arrived, 1 for everybody."""
@@ -147,6 +160,12 @@ class WeightedSum:
     prepare: Map | None
     settle: Map | None
     streaming: bool = True
+    nothing: ClassVar[float] = 0.0
+    """What changes no sum."""
+
+    def merge(self, acc: Array, rows: Rows, first: bool | NDArray[np.bool_], values: Array) -> None:
+        """Add what was folded elsewhere."""
+        _accumulate(np.add, acc, rows, first, values)
 
     def fold(self, acc: Array, rows: Rows, first: bool | NDArray[np.bool_], values: Array, member: int) -> None:
         """Add a batch."""
@@ -178,6 +197,12 @@ class Peak:
     prepare: Map | None
     settle: Map | None
     streaming: bool = True
+    nothing: ClassVar[float] = -np.inf
+    """What is never the largest."""
+
+    def merge(self, acc: Array, rows: Rows, first: bool | NDArray[np.bool_], values: Array) -> None:
+        """Keep the larger of what was folded elsewhere."""
+        _accumulate(np.maximum, acc, rows, first, values)
 
     def fold(self, acc: Array, rows: Rows, first: bool | NDArray[np.bool_], values: Array, member: int) -> None:
         """Keep the larger."""
@@ -189,6 +214,28 @@ class Peak:
         """Renormalise, where the rule asks for it."""
         if self.settle is not None:
             acc[rows] = self.settle(acc[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class Prefolded:
+    """Takes some members' values as `partial_fold` has left them; one of them brings the sum, the others nothing."""
+
+    whole: WeightedSum | Peak
+    places: frozenset[int]
+    streaming: bool = True
+
+    def fold(self, acc: Array, rows: Rows, first: bool | NDArray[np.bool_], values: Array, member: int) -> None:
+        """Take in a batch, folded or not."""
+        if member in self.places:
+            self.whole.merge(acc, rows, first, values)
+        else:
+            self.whole.fold(acc, rows, first, values, member)
+
+    def finish(
+        self, acc: Array, rows: Rows, arrived: NDArray[np.bool_] | None = None, members: Array | None = None
+    ) -> None:
+        """As if each member had been folded here."""
+        self.whole.finish(acc, rows, arrived)
 
 
 @dataclass(frozen=True, slots=True)
