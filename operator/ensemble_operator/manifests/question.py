@@ -10,14 +10,15 @@ from ensemble_operator.planner.pairs import pair_types
 from ensemble_operator.planner.problem import PlanMember, Problem
 from ensemble_operator.profiles.profile import Profile
 from ensemble_operator.profiles.table import ProfileTable, Want
+from ensemble_runtime.config import DeviceKind
 from ensemble_runtime.errors import DeviceUnavailableError, ManifestError
 
 
 def usable(spec: EnsembleSpec, devices: Sequence[Device]) -> tuple[Device, ...]:
-    """The devices that the ensemble may use.
+    """The devices of this machine that the ensemble may use.
 
     Raises:
-        DeviceUnavailableError: There is none, or none for some member.
+        DeviceUnavailableError: There is none, or none for some member, or more are needed than the ensemble permits.
     """
     kinds = spec.devices.effective_kinds
     found = tuple(device for device in devices if device.kind in kinds)
@@ -27,7 +28,26 @@ def usable(spec: EnsembleSpec, devices: Sequence[Device]) -> tuple[Device, ...]:
             raise DeviceUnavailableError(
                 f"spec.members[{i}]: '{member.name}' may run on {wanted}; no such device is here"
             )
-    return found
+    return _most(spec, found)
+
+
+def _most(spec: EnsembleSpec, devices: Sequence[Device]) -> tuple[Device, ...]:
+    """Of more devices than `devices.max` the most capable: one for each member first, then whatever is best."""
+    most = spec.devices.max
+    if most is None or len(devices) <= most:
+        return tuple(devices)
+    ranked = sorted(devices, key=lambda device: (_KINDS.index(device.kind), -device.memory_bytes))
+    needed = dict.fromkeys(
+        next(device.name for device in ranked if device.kind in member.device_kinds) for member in spec.members
+    )
+    if len(needed) > most:
+        raise DeviceUnavailableError(f"spec.devices.max: {most}; the members' deviceKinds need {len(needed)} devices")
+    chosen = list(dict.fromkeys((*needed, *(device.name for device in ranked))))[:most]
+    return tuple(device for device in devices if device.name in chosen)
+
+
+_KINDS = tuple(DeviceKind)
+"""The fastest first."""
 
 
 def wants(spec: EnsembleSpec, digests: Mapping[str, str], devices: Sequence[Device]) -> Iterator[Want]:

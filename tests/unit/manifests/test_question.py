@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -58,6 +59,24 @@ def test_devices_of_kinds_that_may_not_serve_are_left_out() -> None:
 def test_a_member_without_any_device_is_named() -> None:
     with pytest.raises(DeviceUnavailableError, match=r"spec\.members\[0\]: 'one' may run on GPU; no such device"):
         usable(manifest(devices={"kinds": ["GPU"]}).ensemble.spec, [CPU])
+
+
+def test_of_too_many_devices_the_most_capable_stay() -> None:
+    small, large = (replace(GPU, name=f"gpu{i}", memory_bytes=i * 2**30) for i in (1, 2))
+    found = [CPU, small, large]
+    assert usable(manifest(devices={"max": 2}).ensemble.spec, found) == (small, large)
+    assert usable(manifest(devices={"max": 1}).ensemble.spec, found) == (large,)
+    assert usable(manifest(devices={"max": 3}).ensemble.spec, found) == tuple(found)
+
+
+def test_a_member_keeps_a_device_that_it_may_run_on() -> None:
+    spec = manifest(devices={"max": 2}).ensemble.spec
+    only_cpu = spec.members[1].model_copy(update={"device_kinds": (DeviceKind.CPU,)})
+    spec = spec.model_copy(update={"members": (spec.members[0], only_cpu)})
+    others = [replace(GPU, name=f"gpu{i}") for i in range(3)]
+    assert usable(spec, [*others, CPU]) == (others[0], CPU)
+    with pytest.raises(DeviceUnavailableError, match=r"spec\.devices\.max: 1; the members' deviceKinds need 2"):
+        usable(spec.model_copy(update={"devices": spec.devices.model_copy(update={"max": 1})}), [*others, CPU])
 
 
 def test_profiles_are_wanted_once_for_each_type_that_may_run_the_member() -> None:
