@@ -64,6 +64,21 @@ def test_members_and_disagreement_can_be_asked_for(start: Any, configs: Any, mod
     assert (tensors["disagreement.variance"] > 0).all()
 
 
+def test_a_sum_travels_back_unless_members_are_asked_for(start: Any, configs: Any, shard: Any) -> None:
+    head = start(configs.head(shard.port)).ready()
+
+    def received(**fields: Any) -> float:
+        (before,) = head.metric("ensemble_remote_received_bytes_total").values()
+        assert head.infer(rows(8), **fields)[0] == 200
+        (after,) = head.metric("ensemble_remote_received_bytes_total").values()
+        return after - before
+
+    tensor = rows(8)[:, :3].nbytes
+    alone, with_members = received(), received(parameters={"return_members": True})
+    assert tensor <= alone
+    assert with_members >= alone + 2 * tensor
+
+
 def test_requests_in_parallel_are_not_mixed_up(start: Any, configs: Any, models: Any, shard: Any) -> None:
     head = start(configs.head(shard.port)).ready()
 
