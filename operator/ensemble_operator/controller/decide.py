@@ -23,6 +23,7 @@ from ensemble_operator.controller.ledger import Ledger
 from ensemble_operator.controller.placing import Copy, Request, catalogue
 from ensemble_operator.controller.records import EnsembleRecord, OwnPod, PodRecord, ProfileRecord
 from ensemble_operator.controller.resources import CLAIMS, CONFIG_MAPS, ENSEMBLES, NODES, PODS, PROFILES, SLICES
+from ensemble_operator.controller.shortfall import nothing_to_use
 from ensemble_operator.controller.solver import Solver
 from ensemble_operator.inventory.device import Device
 from ensemble_operator.inventory.node import Inventory
@@ -279,6 +280,9 @@ class _Round:
         if spec.suspend:
             self._decider.release(record.uid)
             return Decision(suspended=True), None
+        if self._world.fault is not None and not spec.devices.simulated:
+            # Nobody is to lose devices by a slip of the pen.
+            return Decision(frozen=True, waiting=self._world.fault), None
         table, by_uri = self._decider.profiles_of(key[0], self._world.profiles.get(key[0], ()))
         digests = {m.name: d for m in spec.members if (d := m.model.sha256 or by_uri.get(m.model.uri)) is not None}
         dry = spec.mode is Mode.PLAN_ONLY
@@ -298,6 +302,8 @@ class _Round:
         held, changing = self._held(record, own)
         wish = Wish(key, record, spec, digests, own, terms, held, changing)
         kinds = (*devices, *(d for copy in held.values() for d in copy.devices))
+        if not kinds:
+            return replace(so_far, waiting=nothing_to_use(terms, self._everything)), None
         try:
             problem = self._decider.problem_of(wish, tuple(dict.fromkeys(kinds)), table)
         except EnsembleError as error:

@@ -7,11 +7,12 @@ from collections import Counter
 
 from ensemble_operator.controller.ledger import Kind, Ledger, Offer
 from ensemble_operator.controller.placing import Request
-from ensemble_operator.inventory.terms import refusal
+from ensemble_operator.inventory.terms import Terms, refusal
 from ensemble_operator.planner.problem import PlanMember
 from ensemble_runtime.errors import EnsembleError, OutOfMemoryError
 
 _GIB = 2**30
+_NOTES = 3
 
 
 def shortfall(request: Request, free: Ledger, everything: Ledger, error: EnsembleError) -> str:
@@ -25,8 +26,7 @@ def shortfall(request: Request, free: Ledger, everything: Ledger, error: Ensembl
     """
     there = _usable(request, everything)
     if not there:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(_refusals(request, everything).items()))
-        return "no node has a device that it may use" + (f"; nodes refused: {reasons}" if reasons else "")
+        return nothing_to_use(request.terms, everything, request.pod_millis, request.pod_bytes)
     if not isinstance(error, OutOfMemoryError):
         return str(error)
     size, count = _needs(request, {kind for kinds in there for kind, _ in kinds})
@@ -42,6 +42,32 @@ def shortfall(request: Request, free: Ledger, everything: Ledger, error: Ensembl
     return f"needs {_devices(count)} of {_gib(size)}, the best node has {best}{others}"
 
 
+def nothing_to_use(terms: Terms, everything: Ledger, millis: int = 0, size: int = 0) -> str:
+    """Why no node has a device for an ensemble: how many are refused for which reason, and what the others' GPUs lack.
+
+    Args:
+        terms: What the ensemble asks of nodes.
+        everything: What there is, held by whomever.
+        millis: Thousandths of a core that a pod wants besides its devices.
+        size: Bytes that it wants besides them.
+    """
+    refused: Counter[str] = Counter()
+    notes = []
+    for name, node in everything.nodes.items():
+        reason = refusal(node, terms)
+        if reason is not None:
+            refused[reason.partition(":")[0]] += 1
+        elif not everything.room(name, millis, size):
+            refused["NoRoom"] += 1
+        else:
+            notes += [f"{name}: {note}" for note in node.notes]
+    parts = ["no node has a device that it may use"]
+    if refused:
+        parts.append("nodes refused: " + ", ".join(f"{count} {reason}" for reason, count in sorted(refused.items())))
+    more = [f"and {len(notes) - _NOTES} more nodes with such notes"] if len(notes) > _NOTES else []
+    return "; ".join([*parts, *notes[:_NOTES], *more])
+
+
 def _usable(request: Request, ledger: Ledger) -> Counter[Offer]:
     """What nodes offer of what the ensemble can use, and how many nodes offer just that."""
     found: Counter[Offer] = Counter()
@@ -55,18 +81,6 @@ def _usable(request: Request, ledger: Ledger) -> Counter[Offer]:
 
 def _total(offers: Counter[Offer]) -> int:
     return sum(count * nodes for offer, nodes in offers.items() for _, count in offer)
-
-
-def _refusals(request: Request, ledger: Ledger) -> Counter[str]:
-    """How many nodes are refused for which reason."""
-    refused: Counter[str] = Counter()
-    for name, node in ledger.nodes.items():
-        reason = refusal(node, request.terms)
-        if reason is not None:
-            refused[reason.partition(":")[0]] += 1
-        elif not ledger.room(name, request.pod_millis, request.pod_bytes):
-            refused["NoRoom"] += 1
-    return refused
 
 
 def _needs(request: Request, kinds: set[Kind]) -> tuple[int, int]:

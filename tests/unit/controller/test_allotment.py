@@ -244,6 +244,14 @@ def test_the_reason_names_the_nodes_that_are_refused() -> None:
     assert found.grants["x/a"].waiting == ("no node has a device that it may use; nodes refused: 1 NotReady, 1 Tainted")
 
 
+def test_the_reason_says_what_keeps_gpus_from_being_offered() -> None:
+    there = cluster(*(node(name, notes=("nvidia.com/gpu: shared",)) for name in "abcde"))
+    assert allot([want("x/a", 1)], there, solve).grants["x/a"].waiting == (
+        "no node has a device that it may use; a: nvidia.com/gpu: shared; b: nvidia.com/gpu: shared; "
+        "c: nvidia.com/gpu: shared; and 2 more nodes with such notes"
+    )
+
+
 def test_an_objective_that_no_choice_meets_is_the_reason() -> None:
     request = want("x/a", 1, objective=Objective(goal=Goal.FEWEST_DEVICES, rate=1e6))
     found = allot([request], cluster(node("a", 1)), solve)
