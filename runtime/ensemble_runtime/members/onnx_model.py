@@ -86,6 +86,8 @@ def providers(device: Device) -> list[Any]:
         return ["CPUExecutionProvider"]
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise DeviceUnavailableError(f"{device.name}: this ONNX Runtime has no CUDA; install onnxruntime-gpu instead")
+    # CUDA and cuDNN may be there as packages alone, where the loader does not look by itself.
+    onnxruntime.preload_dlls()
     cuda = {
         "device_id": 0,  # the process is bound to this one device
         "gpu_mem_limit": device.memory_bytes,
