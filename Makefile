@@ -9,21 +9,32 @@ DEV_READY := $(VENV)/.dev-installed
 # For Python 3.11, which the images have; the hashes are those of every platform's wheels.
 LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform linux --generate-hashes --no-annotate \
 	--custom-compile-command 'make lock'
+# Builds Kubernetes and the images where they are missing, then runs a command where real nodes may start.
+ENCLOSED = $(BIN)/python tests/cluster/beds/enclosure.py
 CODE := operator runtime tests examples benchmarks
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint typecheck format crds lock clean \
-	bench-plumbing bench-compute bench-bulk bench-simulated bench-memory bench-start bench-planner
+.PHONY: help venv demo test test-e2e cluster-demo cluster-shell lint typecheck format crds lock clean \
+	bench-plumbing bench-compute bench-bulk bench-simulated bench-memory bench-start bench-images bench-planner bench-operator
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(DEMO_READY) ## Train five members, serve them as one ensemble, show what it is worth
 	$(BIN)/python examples/digits/demo.py
 
 test: lint typecheck ## Check style, types and layers, then run all tests
-	$(BIN)/pytest
+	$(ENCLOSED) $(BIN)/pytest
+
+test-e2e: $(DEV_READY) ## Run the tests that need real nodes (root on Linux)
+	$(ENCLOSED) $(BIN)/pytest tests/cluster/machines
+
+cluster-demo: $(DEV_READY) ## Bring up a cluster of real nodes, install the chart, serve an ensemble, show it
+	$(ENCLOSED) $(BIN)/python tests/cluster/beds/play.py demo
+
+cluster-shell: $(DEV_READY) ## The same, and then a shell with kubectl and helm
+	$(ENCLOSED) $(BIN)/python tests/cluster/beds/play.py shell
 
 lint: $(DEV_READY) ## Check style, format and the floors of the rooms
 	$(BIN)/ruff check $(CODE)
@@ -68,6 +79,13 @@ bench-memory: $(DEV_READY) ## Memory of each further cell
 
 bench-start: $(DEV_READY) ## Seconds from start to ready
 	$(BIN)/python benchmarks/starting.py
+
+bench-images: $(DEV_READY) ## Sizes of the images (needs root, buildah, debootstrap)
+	$(BIN)/python benchmarks/images.py
+
+bench-operator: $(DEV_READY) ## The operator's response, and 1,000 ensembles on 1,000 nodes (builds a control plane once)
+	$(BIN)/python benchmarks/operator_response.py
+	$(BIN)/python benchmarks/operator_scale.py
 
 bench-planner: $(DEV_READY) ## Gain of the planner over its baseline, over many random problems
 	$(BIN)/python benchmarks/planner_sweep.py

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -49,10 +50,10 @@ def missing() -> str | None:
     return binaries.missing(PROGRAMS)
 
 
-def enter(command: list[str]) -> int:
-    """Run a command inside; returns its exit code."""
+def enter(command: list[str]) -> NoReturn:
+    """This process becomes the enclosure and ends with the command's exit code; all inside ends with it."""
     flags = ["--net", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]
-    return subprocess.run(["unshare", *flags, "--", sys.executable, __file__, "--inside", *command]).returncode
+    os.execvp("unshare", ["unshare", *flags, "--", sys.executable, __file__, "--inside", *command])
 
 
 def _supervise(command: list[str]) -> int:
@@ -81,7 +82,7 @@ def main(arguments: list[str]) -> int:
 
     binaries.provide(PROGRAMS, say)
     images.provide(images.PROJECT, say)
-    return enter(arguments)
+    enter(arguments)
 
 
 if __name__ == "__main__":

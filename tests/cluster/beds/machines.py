@@ -14,11 +14,13 @@ from types import TracebackType
 from typing import Self
 
 from beds.controlplane import ControlPlane, Options
+from beds.models import ModelServer
 from beds.node import Node, Place
 from beds.processes import Program
 
 API_ADDRESS = "198.18.0.1"
 DNS_ADDRESS = "198.18.0.10"
+MODELS_ADDRESS = "198.18.0.20"
 SERVICES = "10.96.0.0/16"
 PODS = "10.244.0.0/16"
 PROXY, DNS = "system:kube-proxy", "bed:dns"
@@ -35,6 +37,7 @@ class Machines:
     Attributes:
         plane: Its control plane.
         nodes: Its nodes by name, node-1 first.
+        models: A web server for models that every pod can reach.
     """
 
     def __init__(
@@ -55,9 +58,11 @@ class Machines:
         self._count = count
         self._gpus = gpus
         self._nvml = folder / "nvml"
+        self.models = ModelServer(folder / "models", MODELS_ADDRESS)
         self.folder = folder
         self._options = options
         self.nodes: dict[str, Node] = {}
+        self._beside: list[Program] = []
 
     def __enter__(self) -> Self:
         self._network()
@@ -65,13 +70,15 @@ class Machines:
         try:
             self.plane.__enter__()
             self._compile_nvml()
-            self._proxy, self._dns = self._programs()
-            self._proxy.start()
-            self._dns.start()
+            self.models.start()
+            proxy, dns = self._programs()
+            self._beside += [self.models.program, proxy, dns]
+            proxy.start()
+            dns.start()
             for _ in range(self._count):
                 self.add()
-            self._proxy.wait_until(_proxy_healthy, "rules of Services written")
-            self._dns.wait_until(lambda: True, "running")
+            proxy.wait_until(_proxy_healthy, "rules of Services written")
+            dns.wait_until(lambda: True, "running")
         except BaseException:
             self.stop()
             raise
@@ -86,6 +93,8 @@ class Machines:
         """End everything."""
         for node in self.nodes.values():
             node.stop()
+        for program in self._beside:
+            program.kill()
         self.plane.stop()
 
     def add(self) -> Node:
@@ -112,7 +121,7 @@ class Machines:
         subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, str(NVML_STUB)], check=True)
 
     def _network(self) -> None:
-        for address in (API_ADDRESS, DNS_ADDRESS):
+        for address in (API_ADDRESS, DNS_ADDRESS, MODELS_ADDRESS):
             _address(address)
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
         # Without a route of its own, a local client of a ClusterIP would have no source address.

@@ -1,0 +1,64 @@
+"""The project's chart, put into a cluster of real nodes by the real Helm."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from beds.controlplane import ControlPlane
+from beds.images import OPERATOR, REPOSITORY, RUNTIME
+from beds.processes import StartError
+
+CHART = REPOSITORY / "charts" / "ensembles"
+RELEASE, NAMESPACE = "ensembles", "ensembles-system"
+
+
+class Chart:
+    """One release of the chart."""
+
+    def __init__(self, helm: Path, plane: ControlPlane, namespace: str = NAMESPACE, release: str = RELEASE) -> None:
+        self._helm = helm
+        self._plane = plane
+        self.namespace = namespace
+        self.release = release
+
+    def install(self, values: Mapping[str, str] | None = None, flags: Sequence[str] = ()) -> str:
+        """Install it or upgrade it with the images that the nodes have, and wait until the operator is ready."""
+        pairs = {**_image("image", OPERATOR), **_image("runtime.onnx", RUNTIME), **(values or {})}
+        settings = [part for key, value in pairs.items() for part in ("--set-string", f"{key}={value}")]
+        where = ["--install", "--create-namespace", self.release, str(CHART)]
+        try:
+            return self.helm("upgrade", *where, "--wait", "--timeout", "180s", *settings, *flags)
+        except subprocess.CalledProcessError as error:
+            raise StartError(f"{error.stderr}\n{self.operator()}") from None
+
+    def operator(self) -> str:
+        """What the operator's pods are at, and the end of their log."""
+        selector = ("-l", "app.kubernetes.io/name=ensemble-operator")
+        pods = self._plane.kubectl("describe", "pods", *selector, namespace=self.namespace)
+        try:
+            log = self._plane.kubectl("logs", *selector, "--tail=30", namespace=self.namespace)
+        except subprocess.CalledProcessError as error:  # no container has started
+            log = error.stderr
+        return f"{pods[-3000:]}\n{log}"
+
+    def helm(self, *arguments: str, timeout: float = 300.0) -> str:
+        """What the real Helm prints.
+
+        Raises:
+            subprocess.CalledProcessError: It fails; `stderr` says why.
+        """
+        home = str(self._plane.folder / "helm")
+        environment = os.environ | {f"HELM_{kind}_HOME": home for kind in ("CACHE", "CONFIG", "DATA")}
+        command = [str(self._helm), "--kubeconfig", str(self._plane.kubeconfig()), "--namespace", self.namespace]
+        return subprocess.run(
+            [*command, *arguments], env=environment, capture_output=True, text=True, check=True, timeout=timeout
+        ).stdout
+
+
+def _image(key: str, name: str) -> dict[str, str]:
+    registry, rest = name.split("/", 1)
+    repository, tag = rest.split(":")
+    return {f"{key}.registry": registry, f"{key}.repository": repository, f"{key}.tag": tag}
