@@ -97,6 +97,8 @@ def measured(graph: Graph, devices: Sequence[Device]) -> tuple[Measured, ...]:
             rounds = max(bench.rounds for bench in benches)
             barrier = Barrier(2)
             both = [place.call(bench.seconds, rounds, barrier) for place, bench in zip(places, benches, strict=True)]
+            for future in both:  # whoever fails must not leave the other waiting for the next round
+                future.add_done_callback(lambda done: barrier.abort() if done.exception() else None)
             busy = [each.result() for each in both]
         return tuple(Measured(*found) for found in zip(alone, busy, strict=True))
     finally:

@@ -15,7 +15,7 @@ from ensemble_runtime.partition.gates import Gate
 from ensemble_runtime.partition.instance import Link
 
 _SMALL, _LARGE = 4 * 2**10, 16 * 2**20
-_TURNS = 400
+_TURNS = 200
 
 
 def links(devices: tuple[Device, Device]) -> tuple[Link, Link]:

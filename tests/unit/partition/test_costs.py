@@ -38,7 +38,7 @@ MODELS = _models()
 
 @pytest.fixture(scope="module")
 def stack() -> Graph:
-    return parse(MODELS.stacked("LSTM", 64, 3, 32), {"x": (1, 32, 64)})
+    return parse(MODELS.stacked("LSTM", 64, 2, 16), {"x": (1, 16, 64)})
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def devices() -> tuple[Device, Device]:
 def test_every_operator_has_its_seconds_and_recurrent_ones_the_most(
     stack: Graph, devices: tuple[Device, Device]
 ) -> None:
-    graph = opened(stack, overlapping(stack, 8))
+    graph = opened(stack, overlapping(stack, 4))
     for device in measured(graph, devices):
         for seconds in (device.alone, device.busy):
             assert set(seconds) == {operator.name for operator in graph.operators}
@@ -65,7 +65,7 @@ def test_every_operator_has_its_seconds_and_recurrent_ones_the_most(
 
 
 def test_weights_count_once_however_many_chunks_share_them(stack: Graph) -> None:
-    graph = opened(stack, overlapping(stack, 8))
+    graph = opened(stack, overlapping(stack, 4))
     seconds = dict.fromkeys((x.name for x in graph.operators), 0.001)
     problem = instance(graph, (seconds, seconds), (Link(0, 0), Link(0, 0)), None)
     weights = sum(stack.weights.values())
@@ -75,7 +75,7 @@ def test_weights_count_once_however_many_chunks_share_them(stack: Graph) -> None
 
 def test_gates_of_all_steps_are_workspace(stack: Graph) -> None:
     lstm = next(x.name for x in stack.operators if x.op_type == "LSTM")
-    assert workspace(stack, lstm) == 32 * 1 * 64 * 4 * 4
+    assert workspace(stack, lstm) == 16 * 1 * 64 * 4 * 4
     assert workspace(stack, next(x.name for x in stack.operators if x.op_type == "MatMul")) == 0
 
 
@@ -109,8 +109,6 @@ def test_memory_leaves_a_simulated_gpu_within_the_latency(stack: Graph, devices:
     (gpu_alone, cpu_alone) = quick.baselines
     assert gpu_alone is not None and cpu_alone is not None
     assert gpu_alone.schedule.makespan < cpu_alone.schedule.makespan / 2
-    loose = plan(stack, Partition(objective=MEMORY, latency_ms=fast * 20), costs, chart=False)
-    assert loose.choice.schedule.scarce_bytes == 0
     tight = plan(stack, Partition(objective=MEMORY, latency_ms=fast * 2), costs, chart=False)
     assert 0 < tight.choice.schedule.scarce_bytes < gpu_alone.schedule.scarce_bytes
     with pytest.raises(NoScheduleError, match="latencyMs permits"):
