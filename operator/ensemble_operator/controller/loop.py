@@ -111,12 +111,17 @@ class Loop:
         self._journal = Journal()
         self._backoff = Backoff()
         self._profiling = Profiling()
-        self.observed: dict[str, Observed] = {}
-        """By the ensembles' uids; filled by whoever asks the pods."""
+        self._observed: dict[str, Observed] = {}
 
     def poke(self) -> None:
         """Something has changed."""
         self._dirty.set()
+
+    def saw(self, uid: str, observed: Observed) -> None:
+        """What the pods of an ensemble report of themselves."""
+        if self._observed.get(uid) != observed:
+            self._observed[uid] = observed
+            self.poke()
 
     async def run(self) -> None:
         """Turn until cancelled."""
@@ -202,9 +207,10 @@ class Loop:
             for (namespace, name), record in self._cache.all(resource).items():
                 state[resource.plural, namespace, name] = record
         place = (self._settings.static_namespace or self._settings.namespace, self._settings.static_inventory)
-        static = self._cache.get(CONFIG_MAPS, *place)
-        if static is not None and isinstance(static.record, ChildRecord):
-            state[CONFIG_MAPS.plural, *place] = static.record.data
+        if self._settings.static_inventory:
+            seen = self._cache.get(CONFIG_MAPS, *place)
+            record = seen.record if seen is not None else None
+            state[CONFIG_MAPS.plural, *place] = record.data if isinstance(record, ChildRecord) else {}
         return state
 
     def _scenes(self, decisions: Mapping[Any, Any]) -> list[Scene]:
@@ -228,7 +234,7 @@ class Loop:
             if decision is not None and not record.deleting:
                 uid = record.uid
                 there = There(pods.get(uid, {}), children.get(uid, {}), frozenset(edited.get(uid, ())))
-                scenes.append(Scene(record, decision, there, self.observed.get(uid, Observed())))
+                scenes.append(Scene(record, decision, there, self._observed.get(uid, Observed())))
         return scenes
 
     async def _act(self, scene: Scene, allowance: Allowance) -> None:
@@ -365,7 +371,7 @@ class Loop:
     def _forget(self) -> None:
         """Let go of what belonged to ensembles that are gone."""
         alive = {record.uid for record in self._cache.all(ENSEMBLES).values()}
-        memories: tuple[dict[str, Any], ...] = (self._done, self._parsed, self._conditions, self.observed)
+        memories: tuple[dict[str, Any], ...] = (self._done, self._parsed, self._conditions, self._observed)
         for memory in memories:
             for uid in memory.keys() - alive:
                 del memory[uid]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from ensemble_operator.controller.health import Pulse, doors
 from ensemble_operator.controller.kube import Kube, connected
 from ensemble_operator.controller.loop import Loop
 from ensemble_operator.controller.metrics import Metrics
+from ensemble_operator.controller.observer import Observer
 from ensemble_operator.controller.resources import (
     BUDGETS,
     CLAIMS,
@@ -76,7 +77,7 @@ async def run(settings: Settings) -> None:
         sources = await sources_of(kube, settings)
         loop = Loop(settings, kube, cache, worker, metrics, sources, pulse.beat)
         try:
-            await _until_either_ends(
+            await _until_one_ends(
                 kopf.operator(
                     registry=registered(sources, partial(_noted, cache, loop, metrics)),
                     settings=kopf_settings(sources),
@@ -85,6 +86,7 @@ async def run(settings: Settings) -> None:
                     namespaces=[settings.namespace] if settings.namespace else [],
                 ),
                 loop.run(),
+                Observer(cache, loop.saw).run(),
             )
         finally:
             worker.close()
@@ -154,9 +156,9 @@ def _noted(cache: Cache, loop: Loop, metrics: Metrics, resource: Resource, event
         loop.poke()
 
 
-async def _until_either_ends(watching: Any, looping: Any) -> None:
-    """Run both; when one ends, by order or by failure, the other does too."""
-    tasks = [asyncio.create_task(watching, name="watches"), asyncio.create_task(looping, name="loop")]
+async def _until_one_ends(*jobs: Coroutine[Any, Any, None]) -> None:
+    """Run all; when one ends, by order or by failure, the others do too."""
+    tasks = [asyncio.create_task(job) for job in jobs]
     done, rest = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in rest:
         task.cancel()

@@ -169,7 +169,7 @@ def _planned(view: View) -> Aspect:
     if decision.preempted_by is not None and decision.waiting is None:
         return Aspect(kind, "False", "Preempted", f"{decision.preempted_by} has taken its devices")
     if decision.waiting is not None:
-        if decision.frozen and decision.missing:
+        if decision.frozen and (decision.missing or decision.revision is None):
             return Aspect(kind, "Unknown", "Waiting", decision.waiting)
         if decision.frozen and decision.revision is not None:
             return Aspect(kind, "False", "UpgradeBlocked", decision.waiting)

@@ -84,7 +84,7 @@ class Unreliable:
             return here
 
     def _refusal(self, method: str) -> web.Response:
-        status = self._random.choice([429, 500, 503, *([409] if method == "PATCH" else [])])
+        status = self._random.choice([429, 500, 503, *([409] * 6 if method == "PATCH" else [])])
         self.refused[status] = self.refused.get(status, 0) + 1
         body = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "on purpose", "code": status}
         return web.json_response(body, status=status, headers={"Retry-After": "0"} if status == 429 else {})

@@ -173,6 +173,14 @@ def test_suspended_it_holds_nothing_and_another_gets_its_devices(decider):
     assert decided(decider, asleep, other, profile(), node(gpus=1), name="other").plans
 
 
+def test_a_slip_in_the_stated_inventory_takes_no_devices_away(decider):
+    state = world(ensemble(), profile(), node())
+    state["configmaps", "n", "inventory"] = {"nodes.yaml": "- name: [broken"}
+    decision = decider(state, time.monotonic() + 20)["n", "digits"]
+
+    assert decision.frozen and "inventory" in decision.waiting
+
+
 def test_simulated_devices_need_no_node(decider):
     simulated = {"simulated": [{"type": A100, "count": 2, "memoryMib": 8192}]}
     decision = decided(decider, ensemble(devices=simulated, replicas=2), profile())
