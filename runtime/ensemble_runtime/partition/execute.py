@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from threading import Thread
 from typing import Any, TypeVar, cast
@@ -21,13 +22,21 @@ from ensemble_runtime.partition.graph import Graph, Placement
 from ensemble_runtime.partition.plan import Array, Bound, Memory, bound, on_gpu
 from ensemble_runtime.partition.runs import program
 from ensemble_runtime.partition.sessions import Piece, cut_out, open_session
-from ensemble_runtime.partition.shapes import Found, shapes_of
+from ensemble_runtime.partition.shapes import Found, inferred, shapes_of, without_weights
 
 _PLANS = 32
 """Shapes of inputs whose bindings are kept."""
 
 
 T = TypeVar("T")
+
+
+def _light(graph: Graph, prelude: Sequence[str]) -> Graph:
+    """The graph without the weights that only sessions need, which have their own copies."""
+    keep = {weight for name in prelude for weight in graph.by_name[name].weights}
+    light = without_weights(graph.model, keep)
+    shapes = {name: graph.tensors[name].shape for name in graph.inputs}
+    return replace(graph, model=light) if inferred(light, shapes) else graph
 
 
 class Executor:
@@ -60,6 +69,7 @@ class Executor:
         except BaseException:
             self._second.close()
             raise
+        self._graph = _light(graph, self._program.prelude)
         self._sessions = [
             (sessions[run.device, call.piece], call.names)
             for run, call in zip(self._program.runs, self._calls, strict=True)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
+from onnx import helper
 
 from ensemble_runtime.errors import ModelInvalidError
 from ensemble_runtime.members.checks import first_line
+
+_SMALL = 4096
+"""Bytes; a weight of no more may be a shape."""
 
 
 @dataclass(frozen=True)
@@ -32,27 +36,70 @@ def shapes_of(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> 
     Raises:
         ModelInvalidError: the shapes do not fit the model, or the model cannot be run.
     """
-    fixed = _at(model, shapes)
-    try:
-        inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True, strict_mode=False)
-    except Exception as error:  # inference errors have no common base
-        raise ModelInvalidError(f"shapes cannot be inferred: {first_line(error)}") from error
-    graph = inferred.graph
-    found = {x.name: y for x in (*graph.input, *graph.value_info, *graph.output) if (y := _found(x)) is not None}
-    wanted = [name for node in graph.node for name in node.output if name and name not in found]
+    names = _names(model)
+    known = _inferred(model, shapes)
+    found = {name: known[name] for name in names if name in known}
+    wanted = [name for name in names if name not in known]
     return found | _run(model, found, wanted) if wanted else found
 
 
+def inferred(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether inference tells all shapes, so that they can be found without the weights."""
+    known = _inferred(model, shapes)
+    return all(name in known for name in _names(model))
+
+
+def _names(model: onnx.ModelProto) -> list[str]:
+    """The tensors of a model: its inputs and what its nodes put out."""
+    return [x.name for x in model.graph.input] + [name for x in model.graph.node for name in x.output if name]
+
+
+def _inferred(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Found]:
+    try:
+        graph = onnx.shape_inference.infer_shapes(_at(model, shapes), data_prop=True, strict_mode=False).graph
+    except Exception as error:  # inference errors have no common base
+        raise ModelInvalidError(f"shapes cannot be inferred: {first_line(error)}") from error
+    return {x.name: y for x in (*graph.input, *graph.value_info, *graph.output) if (y := _found(x)) is not None}
+
+
+def without_weights(model: onnx.ModelProto, keep: Set[str] = frozenset()) -> onnx.ModelProto:
+    """The model with only the names and types of its large weights: all that shapes depend on, and little to copy.
+
+    Args:
+        model: A model, which may have lost its weights before.
+        keep: Weights to keep, however large.
+    """
+    light = onnx.ModelProto(ir_version=model.ir_version)
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    given, graph = model.graph, light.graph
+    graph.name = given.name
+    graph.node.extend(given.node)
+    graph.input.extend(given.input)
+    graph.output.extend(given.output)
+    graph.sparse_initializer.extend(given.sparse_initializer)
+    small = [x for x in given.initializer if x.ByteSize() <= _SMALL or x.name in keep]
+    left_out = {x.name for x in given.initializer} - {x.name for x in small}
+    graph.initializer.extend(small)
+    # What older tools wrote about tensors between the operators may not fit these shapes.
+    made = {name for node in given.node for name in node.output}
+    graph.value_info.extend(x for x in given.value_info if x.name not in made)
+    graph.value_info.extend(
+        helper.make_tensor_value_info(x.name, x.data_type, list(x.dims))
+        for x in given.initializer
+        if x.name in left_out
+    )
+    return light
+
+
 def _at(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
+    fixed = without_weights(model)
     for value in fixed.graph.input:
         tensor = value.type.tensor_type
         tensor.shape.Clear()
         for size in shapes[value.name]:
             tensor.shape.dim.add().dim_value = size
-    # Names of dimensions say nothing at fixed shapes, and what older tools wrote between the operators may not fit.
-    del fixed.graph.value_info[:]
+    # Names of dimensions say nothing at fixed shapes.
     for value in fixed.graph.output:
         value.type.tensor_type.ClearField("shape")
     return fixed
@@ -68,7 +115,7 @@ def _found(value: onnx.ValueInfoProto) -> Found | None:
 
 
 def _numpy(datatype: int) -> str:
-    name: str = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(datatype)).name
+    name: str = np.dtype(helper.tensor_dtype_to_np_dtype(datatype)).name
     return name
 
 
