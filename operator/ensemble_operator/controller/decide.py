@@ -6,6 +6,7 @@ moment between a decision and the pods that come of it; an operator that starts 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -50,6 +51,8 @@ GIVEN_UP = ("", "given-up")
 Key = tuple[str, str]
 State = Mapping[Any, Any]
 _ROUNDS = 3
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +266,11 @@ class _Round:
         for key, record in sorted(self._world.ensembles.items()):
             if record.deleting:
                 continue
-            decision, asked = self._considered(key, record)
+            try:
+                decision, asked = self._considered(key, record)
+            except Exception as error:  # whatever is wrong with one ensemble, the others do not suffer
+                _log.exception("an unexpected failure", extra={"ensemble": "/".join(key)})
+                decision, asked = Decision(frozen=True, waiting=f"an unexpected failure: {error!r}"), None
             self._decisions[key] = decision
             if asked is not None:
                 requests[key] = asked

@@ -188,7 +188,7 @@ class Loop:
         self._beat()
         scenes = self._scenes(decisions)
         allowance = Allowance(0 if self._first else self._settings.max_pod_changes)
-        await gathered(_AT_ONCE, (self._act(scene, allowance) for scene in scenes))
+        await gathered(_AT_ONCE, (self._guarded(scene, allowance) for scene in scenes))
         await self._measure(scenes, allowance)
         if self._first or allowance.short:
             self.poke()
@@ -237,6 +237,15 @@ class Loop:
                 scenes.append(Scene(record, decision, there, self._observed.get(uid, Observed())))
         return scenes
 
+    async def _guarded(self, scene: Scene, allowance: Allowance) -> None:
+        """Act on one ensemble; whatever is wrong with it, the others do not suffer."""
+        try:
+            await self._act(scene, allowance)
+        except Exception as error:
+            self._metrics.errors.labels("unexpected").inc()
+            self._backoff.failed(scene.record.uid, repr(error), time.monotonic())
+            _log.exception("an unexpected failure", extra=_about(scene.record, scene.decision))
+
     async def _act(self, scene: Scene, allowance: Allowance) -> None:
         """Bring one ensemble a step further, and write what is to be said about it."""
         record, uid = scene.record, scene.record.uid
@@ -267,16 +276,17 @@ class Loop:
 
     async def _carry_out(self, scene: Scene, now: Changes, allowance: Allowance) -> bool:
         """Apply and delete; whether all of it could be done in this cycle."""
-        record = scene.record
+        record, complete = scene.record, True
         for body in now.apply:
             name = body["metadata"]["name"]
             if body["kind"] == "Pod":
                 if self._backoff.waits(("pod", record.uid, name), time.monotonic()):
+                    complete = False
                     continue
                 _log.info("creates pod %s", name, extra=_about(record, scene.decision))
             await self._applied_now(body)
         if self._first:
-            return not (now.remove or now.delete)
+            return complete and not (now.remove or now.delete)
         granted = allowance.take(len(now.remove))
         for removal in within(granted, now.remove):
             pod = removal.pod
@@ -288,7 +298,7 @@ class Loop:
             seen = self._cache.get(deletion.resource, record.namespace, deletion.name)
             if seen is not None:
                 await self._deleted_now(deletion.resource, record.namespace, deletion.name, seen.uid)
-        return granted == len(now.remove)
+        return complete and granted == len(now.remove)
 
     async def _applied_now(self, body: dict[str, Any]) -> None:
         """Apply, and know at once what came of it: watches may be late."""

@@ -65,7 +65,7 @@ async def run(settings: Settings) -> None:
     metrics, cache, pulse = Metrics(), Cache(), Pulse(_PATIENCE_SECONDS)
     worker = Worker(partial(make_decider, settings.gpu_reserve_mib * _MIB, settings.dra_drivers))
     async with (
-        connected(metrics.request) as kube,
+        connected(partial(_asked, metrics, pulse)) as kube,
         doors(
             liveness_port=settings.liveness_port,
             metrics_port=settings.metrics_port,
@@ -154,6 +154,12 @@ def _noted(cache: Cache, loop: Loop, metrics: Metrics, resource: Resource, event
     take = cache.forget if event["type"] == "DELETED" else cache.observe
     if take(resource, event["object"]):
         loop.poke()
+
+
+def _asked(metrics: Metrics, pulse: Pulse, verb: str, kind: str, status: int) -> None:
+    """Each attempt at a request is a sign of life: a server that is away is no reason to restart the operator."""
+    metrics.request(verb, kind, status)
+    pulse.beat()
 
 
 async def _until_one_ends(*jobs: Coroutine[Any, Any, None]) -> None:
