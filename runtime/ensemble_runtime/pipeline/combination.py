@@ -206,8 +206,7 @@ class Combiner:
         for member, part in parts:
             part[:, 3] &= 0xFFFF
             # Before any request is judged: one member may bring the sum of all.
-            for entry in part:
-                self._arena.status[member, rows_of(entry[None])] = entry[3]
+            self._arena.status[member, rows_of(part)] = np.repeat(part[:, 3], part[:, 2])
         for member, part in parts:
             self._take_of(member, part)
 

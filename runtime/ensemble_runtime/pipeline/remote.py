@@ -384,14 +384,14 @@ class HandOver:
     def _give_up_waiting(self) -> None:
         """Without a connection: nobody shall wait for a shard that may never come back."""
         lane = self._lanes[0]
-        for member, intake in lane.intakes.items():
-            if any(self._arena.state[cell] == READY for cell in self._elsewhere(member)):
-                continue
-            while (entries := intake.take()) is not None:
+        arena = self._arena
+        lost = [m for m in self._members if not any(arena.state[cell] == READY for cell in self._elsewhere(m))]
+        while taken := {m: entries for m in lost if (entries := lane.intakes[m].take()) is not None}:
+            for member, entries in taken.items():
                 entries[:, 3] = UNREACHED
-                intake.report(entries)
-                self._arena.counters[lane.cells[member]][3] += len(entries)
-                ring(self._combiner)
+                arena.counters[lane.cells[member]][3] += len(entries)
+            report_together({lane.intakes[member]: entries for member, entries in taken.items()})
+            ring(self._combiner)
 
     def _at(self, trouble: str) -> str:
         return f"shard '{self._remote.name}' at {self._remote.url}: {trouble}"

@@ -37,10 +37,6 @@ class LaneIntake(Intake):
                     return True
         return False
 
-    def report(self, entries: Entries) -> None:
-        """Publish what became of all that was taken, by the member's name: the lane's cells share a ring."""
-        report_together({self: entries})
-
 
 def report_together(taken: Mapping[LaneIntake, Entries]) -> None:
     """Publish what became of all that the cells of one lane had in hand, so that it is seen at once or not at all."""
