@@ -69,7 +69,7 @@ def planning(effort: Effort) -> Report:
     for name, seconds in _large():
         rows.append([name, "", "", f"{seconds:.1f} s", verdict(seconds, PLANNING, at_most=True), "", "", ""])
     return Report(
-        f"Predicted and measured: objective Latency on two cores, medians of {effort.rounds} times {effort.seconds:g} s. "
+        f"Predicted, measured: objective Latency on two cores, medians of {effort.rounds} times {effort.seconds:g} s. "
         "Off the GPU: the share of its bytes (weights, tensors, workspace; not its context) that objective Memory "
         f"saves within {SLACK:g} times the latency of the whole model on a GPU that is so many times faster than the "
         "core. At 1.5 times all of a model may leave; the faster the GPU, the less can.",

@@ -132,12 +132,14 @@ class _Bench:
         apart = Program(tuple(_apart(graph, name) for name in everything.device), (), {})
         own = _random_inputs(graph)
         tensors = {name: Found(x.datatype, x.shape) for name, x in graph.tensors.items()}
-        inner = set(tensors) - {*graph.inputs, *graph.outputs} if device.kind is DeviceKind.GPU else set()
+        static = {y for name in served.prelude for y in graph.by_name[name].outputs}
+        # As in serving, what depends on shapes only is in the host's memory, and so is what comes and goes.
+        outside = {*graph.inputs, *graph.outputs, *static}
+        inner = set(tensors) - outside if device.kind is DeviceKind.GPU else set()
         self._apart = _Chain(graph, apart, Memory(tensors, apart, inner, own), device)
         self._shares = self._apart.seconds(3)
-        static = {y for name in served.prelude for y in graph.by_name[name].outputs}
-        known = own | {name: self._apart.memory.array(name) for name in static - inner}
-        self._served = _Chain(graph, served, Memory(tensors, served, inner - static, known), device)
+        known = own | {name: self._apart.memory.array(name) for name in static}
+        self._served = _Chain(graph, served, Memory(tensors, served, inner, known), device)
 
     @property
     def rounds(self) -> int:

@@ -21,7 +21,7 @@ from ensemble_runtime.partition.listing import proposals
 from ensemble_runtime.partition.ordering import scheduled
 from ensemble_runtime.partition.timeline import Schedule, critical
 
-EFFORT = 150_000
+EFFORT = 120_000
 """Tasks that one search may place, over all the schedules that it looks at."""
 SMALL = 16
 """Up to so many tasks, pairs are moved as well."""
