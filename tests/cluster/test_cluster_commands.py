@@ -145,6 +145,7 @@ def test_kubectl_finds_the_plugin(space: Space, tmp_path: Path) -> None:
         **os.environ,
         "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
         "KUBECONFIG": str(space.plane.kubeconfig(namespace=space.namespace)),
+        "KUBECACHEDIR": str(tmp_path / "cache"),
     }
     command = [str(provide(("kubectl",), print)["kubectl"]), "ensemble", "status", "-o", "json"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
