@@ -16,7 +16,8 @@ CODE := operator runtime tests examples benchmarks
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv demo test test-e2e cluster-demo cluster-shell lint typecheck format crds lock clean \
-	bench-plumbing bench-compute bench-bulk bench-simulated bench-memory bench-start bench-images bench-planner bench-operator
+	bench-plumbing bench-compute bench-bulk bench-simulated bench-memory bench-start bench-images bench-partition \
+	bench-planner bench-operator
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,6 +87,9 @@ bench-images: $(DEV_READY) ## Sizes of the images (needs root, buildah, debootst
 bench-operator: $(DEV_READY) ## The operator's response, and 1,000 ensembles on 1,000 nodes (builds a control plane once)
 	$(BIN)/python benchmarks/operator_response.py
 	$(BIN)/python benchmarks/operator_scale.py
+
+bench-partition: $(DEV_READY) ## Recurrent models on two cores against one, and against the machine's capacity
+	$(BIN)/python benchmarks/partition.py
 
 bench-planner: $(DEV_READY) ## Gain of the planner over its baseline, over many random problems
 	$(BIN)/python benchmarks/planner_sweep.py
