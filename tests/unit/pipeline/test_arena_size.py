@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ensemble_runtime.config import RuntimeConfig
 from ensemble_runtime.pipeline.arena import Arena
 from ensemble_runtime.sizes import shared_memory_bound
+from ensemble_runtime.span import laid_out
 
 SPARSE = 2**38
 
@@ -30,6 +31,8 @@ def configs(draw: st.DrawFn) -> RuntimeConfig:
     queue = draw(
         st.fixed_dictionaries({"queueRequests": st.integers(1, 65_536)}, optional={"queueRows": st.integers(1, 9000)})
     )
+    remotes = draw(st.lists(st.integers(2, 4), max_size=2))
+    far = draw(st.integers(1, members))
     return RuntimeConfig.model_validate(
         {
             "name": "e",
@@ -41,6 +44,15 @@ def configs(draw: st.DrawFn) -> RuntimeConfig:
                 {"device": f"d{d}", "member": f"m{m}", "batchSize": batches[m * devices + d]}
                 for m in range(members)
                 for d in range(devices)
+            ]
+            + [
+                {"device": f"r{r}", "member": f"m{m}", "batchSize": batches[m]}
+                for r in range(len(remotes))
+                for m in range(far)
+            ],
+            "remotes": [
+                {"name": f"r{r}", "url": "http://far", "tokenFile": "t", "connections": connections}
+                for r, connections in enumerate(remotes)
             ],
             "serving": {**queue, "hosting": draw(st.sampled_from(["PerCell", "PerDevice"]))},
         }
@@ -53,10 +65,10 @@ def test_the_bound_holds_and_is_near(config: RuntimeConfig) -> None:
     fd = os.memfd_create("arena")
     try:
         os.ftruncate(fd, SPARSE)
-        size = Arena(config, fd).size
+        size = Arena(laid_out(config), fd).size
     finally:
         os.close(fd)
     bound = shared_memory_bound(config)
     assert size <= bound
     # What each member and cell is granted for words and rounding outweighs the tensors of a very small arena.
-    assert bound <= 2 * size + 4096 * (len(config.members) + len(config.cells) + 4)
+    assert bound <= 2 * size + 4096 * (len(config.members) + len(laid_out(config).cells) + 4)
