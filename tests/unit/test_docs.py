@@ -10,6 +10,7 @@ import yaml
 
 from ensemble_operator.api.manifest import load_manifest, load_profiles
 from ensemble_operator.cli import errors as cli_errors
+from ensemble_operator.controller.settings import SettingsError
 from ensemble_runtime import errors
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +58,7 @@ def test_every_exit_code_is_explained() -> None:
         cli_errors.ServerUnreachableError,
         cli_errors.ServerRefusedError,
         cli_errors.ClusterConfigError,
+        SettingsError,
     ]
     assert explained == {(cls.exit_code, cls.__name__) for cls in classes if isinstance(cls, type)}
 
