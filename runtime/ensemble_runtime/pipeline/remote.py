@@ -368,8 +368,10 @@ class HandOver:
         assert lane.link is not None
         lane.link.close()
         lane.link = None
-        self._counters[LOST] += 1
-        if self._connect(lane) and not (lane.jobs and lane.repeated):
+        connected = self._connect(lane)
+        if lane.jobs or not connected:  # a shard closes connections that have been idle for long
+            self._counters[LOST] += 1
+        if connected and not (lane.jobs and lane.repeated):
             if lane.jobs:
                 lane.repeated = True
                 self._send(lane)

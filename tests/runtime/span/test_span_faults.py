@@ -181,3 +181,26 @@ def test_a_shard_that_hangs_is_given_up_after_the_timeout(start: Any, configs: A
     assert status in (500, 504) and "m2" in document["error"]
     os.kill(gateway, signal.SIGCONT)
     head.until(lambda: head.infer(ROWS)[0] == 200)
+
+
+def test_a_full_shard_is_asked_again(start: Any, configs: Any) -> None:
+    """More connections than the shard has room for requests: some are told to come back, and do."""
+    shard = start(configs.shard(serving={"queueRequests": 1, "hosting": "PerDevice"})).ready()
+    config = configs.head(shard.port)
+    config["remotes"][0]["connections"] = 4
+    config["cells"] = [cell | {"batchSize": 1} for cell in config["cells"]]
+    head = start(config).ready()
+    with load(head, connections=8) as answers:
+        wait_for_more(head, answers, 60)
+    assert {status for _, status, _ in answers} == {200}
+    refused = shard.metric("ensemble_inference_request_failure_total")
+    assert sum(count for labels, count in refused.items() if "rejected" in labels) > 0
+
+
+def test_a_head_whose_gateway_dies_serves_again(start: Any, configs: Any) -> None:
+    shard = start(configs.shard()).ready()
+    head = start(configs.head(shard.port)).ready()
+    assert head.infer(ROWS)[0] == 200
+    os.kill(head.pid("gateway"), signal.SIGKILL)
+    head.until(lambda: head.get("/v2/health/ready")[0] == 200 and head.infer(ROWS)[0] == 200)
+    assert len(head.processes()) == 6  # supervisor, gateway, combiner, forge, its cells, its shard's
