@@ -10,6 +10,9 @@ import numpy as np
 from ensemble_runtime.partition.instance import Instance
 from ensemble_runtime.partition.timeline import Schedule, times
 
+SMALL = 16
+"""Graphs of up to so many tasks are searched more thoroughly: orders are improved, pairs of tasks are moved."""
+
 
 def orders(instance: Instance, device: Sequence[int]) -> Iterator[list[int]]:
     """Orders that respect the graph, by several rules, none of which is always the best."""
@@ -24,9 +27,39 @@ def orders(instance: Instance, device: Sequence[int]) -> Iterator[list[int]]:
 
 
 def scheduled(instance: Instance, device: Sequence[int]) -> Schedule:
-    """The best of several orders for a given device of each task."""
+    """The best of several orders for a given device of each task; on small graphs improved by exchanges."""
     best = min(orders(instance, device), key=lambda order: times(instance, device, order)[1])
+    if len(best) <= SMALL:
+        best = _exchanged(instance, device, best)
     return Schedule(instance, tuple(device), tuple(best))
+
+
+def _exchanged(instance: Instance, device: Sequence[int], order: list[int]) -> list[int]:
+    """Have a task overtake others of its device as long as that helps."""
+    span = times(instance, device, order)[1]
+    improved = True
+    while improved:
+        improved = False
+        for behind in range(1, len(order)):
+            for ahead in range(behind - 1, -1, -1):
+                if device[order[ahead]] != device[order[behind]]:
+                    continue
+                if instance.descendants[order[ahead], order[behind]]:
+                    break
+                other = _overtaking(instance, order, ahead, behind)
+                if (found := times(instance, device, other)[1]) < span:
+                    order, span, improved = other, found, True
+                    break
+    return order
+
+
+def _overtaking(instance: Instance, order: Sequence[int], ahead: int, behind: int) -> list[int]:
+    """The order with one task, and what it needs, before another."""
+    task = order[behind]
+    between = order[ahead:behind]
+    needed = [other for other in between if instance.descendants[other, task]]
+    rest = [other for other in between if not instance.descendants[other, task]]
+    return [*order[:ahead], *needed, task, *rest, *order[behind + 1 :]]
 
 
 def whole(instance: Instance, device: int) -> Schedule | None:

@@ -18,13 +18,11 @@ from typing import TypeVar
 from ensemble_runtime.errors import ModelInvalidError, OutOfMemoryError
 from ensemble_runtime.partition.instance import OTHER, SCARCE, Assignment, Instance
 from ensemble_runtime.partition.listing import proposals
-from ensemble_runtime.partition.ordering import scheduled
+from ensemble_runtime.partition.ordering import SMALL, scheduled
 from ensemble_runtime.partition.timeline import Schedule, critical
 
 EFFORT = 120_000
 """Tasks that one search may place, over all the schedules that it looks at."""
-SMALL = 16
-"""Up to so many tasks, pairs are moved as well."""
 KICKS = 40
 CURVE_POINTS = 24
 
