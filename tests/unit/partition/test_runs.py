@@ -17,6 +17,7 @@ from ensemble_runtime.partition.opening import opened
 from ensemble_runtime.partition.plan import on_gpu
 from ensemble_runtime.partition.runs import Program, program, root
 from ensemble_runtime.partition.sessions import cut_out, open_session
+from ensemble_runtime.partition.trial import alternating
 
 
 def layers(count: int, steps: int, chunk: int) -> Graph:
@@ -126,3 +127,9 @@ def test_a_gpu_without_cuda_is_named() -> None:
     gpu = Device(name="gpu0", kind=DeviceKind.GPU, type="some-gpu", memory_bytes=2**30, uuid="GPU-0")
     with pytest.raises(DeviceUnavailableError, match="gpu0"):
         open_session(model, gpu)
+
+
+def test_layers_alternate_with_all_their_chunks() -> None:
+    device = alternating(layers(3, 12, 4)).device
+    assert [{device[f"layer{i}/{k}"] for k in range(3)} for i in range(3)] == [{0}, {1}, {0}]
+    assert set(alternating(layers(1, 12, 4)).device.values()) == {0}
