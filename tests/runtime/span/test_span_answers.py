@@ -128,3 +128,16 @@ def test_a_bad_row_fails_its_own_request_only(start: Any, configs: Any, models: 
             if bad:
                 assert "m3: returned NaN or infinity" in error
                 assert "m2" not in error
+
+
+def test_a_shadow_far_away_is_scored_and_not_combined(start: Any, configs: Any, models: Any, shard: Any) -> None:
+    config = configs.head(shard.port)
+    config["members"][3]["shadow"] = True
+    head = start(config).ready()
+    values = rows(4)
+    status, document, tensors = head.infer(values)
+    assert status == 200, document
+    expected = np.mean([models.outputs(name, values) for name in MEMBERS[:3]], axis=0)
+    np.testing.assert_allclose(tensors["y"], expected, rtol=1e-5, atol=1e-6)
+    label = '{device="far",member="m3"}'
+    head.until(lambda: head.metric("ensemble_cell_rows_total").get(label) == 4.0 or None)
