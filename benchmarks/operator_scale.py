@@ -56,9 +56,13 @@ def benchmark(effort: Effort) -> Report:
 
 
 def ready(space: Space) -> int:
-    """Ensembles that serve."""
+    """Ensembles that serve. A pod that KWOK leaves unready, as it does with some of a thousand, gets another try."""
+    for pod in space.pods():
+        seen = {c["type"]: c["status"] for c in pod["status"].get("conditions", ())}
+        if pod["status"].get("phase") == "Running" and seen.get("Ready") == "False":
+            space.plane.admin.delete(f"/api/v1/namespaces/{space.namespace}/pods/{pod['metadata']['name']}")
     path = f"/apis/ensembles.dev/v1alpha1/namespaces/{space.namespace}/inferenceensembles"
-    time.sleep(1)
+    time.sleep(5)
     return sum(bool(e.get("status", {}).get("readyReplicas")) for e in space.plane.admin.items(path))
 
 

@@ -52,6 +52,8 @@ from ensemble_operator.manifests.settings import PodSettings
 
 _AT_ONCE = 16
 """Ensembles that are acted on side by side."""
+_ACTING_SECONDS = 2.0
+"""Time to act in one cycle; what is begun is finished."""
 _OWNED = (CONFIG_MAPS, SERVICES, BUDGETS, POLICIES, TEMPLATES)
 
 _log = logging.getLogger(__name__)
@@ -105,6 +107,7 @@ class Loop:
         self._dirty = asyncio.Event()
         self._first = True
         self._done: dict[str, Scene] = {}
+        self._acted: dict[str, float] = {}
         self._applied: dict[tuple[Resource, str, str], str] = {}
         self._parsed: dict[str, tuple[str, InferenceEnsemble]] = {}
         self._conditions: dict[str, dict[str, str]] = {}
@@ -188,7 +191,10 @@ class Loop:
         self._beat()
         scenes = self._scenes(decisions)
         allowance = Allowance(0 if self._first else self._settings.max_pod_changes)
-        await gathered(_AT_ONCE, (self._guarded(scene, allowance) for scene in scenes))
+        waiting = [scene for scene in scenes if self._calls(scene)]
+        waiting.sort(key=lambda scene: self._acted.get(scene.record.uid, 0.0))
+        until = time.monotonic() + _ACTING_SECONDS
+        await gathered(_AT_ONCE, (self._guarded(scene, allowance, until) for scene in waiting))
         await self._measure(scenes, allowance)
         if self._first or allowance.short:
             self.poke()
@@ -237,8 +243,21 @@ class Loop:
                 scenes.append(Scene(record, decision, there, self._observed.get(uid, Observed())))
         return scenes
 
-    async def _guarded(self, scene: Scene, allowance: Allowance) -> None:
-        """Act on one ensemble; whatever is wrong with it, the others do not suffer."""
+    def _calls(self, scene: Scene) -> bool:
+        """Whether there may be something to do: it is not as it was left, and it does not rest after a failure."""
+        uid = scene.record.uid
+        return self._done.get(uid) != scene and not self._backoff.waits(uid, time.monotonic())
+
+    async def _guarded(self, scene: Scene, allowance: Allowance, until: float) -> None:
+        """Act on one ensemble; whatever is wrong with it, the others do not suffer.
+
+        Past `until` it is left to the next cycle, which decides anew: a thousand ensembles that come at once do not
+        keep one that comes after them waiting until all are made.
+        """
+        if time.monotonic() > until:
+            self.poke()
+            return
+        self._acted[scene.record.uid] = time.monotonic()
         try:
             await self._act(scene, allowance)
         except Exception as error:
@@ -249,8 +268,6 @@ class Loop:
     async def _act(self, scene: Scene, allowance: Allowance) -> None:
         """Bring one ensemble a step further, and write what is to be said about it."""
         record, uid = scene.record, scene.record.uid
-        if self._done.get(uid) == scene or self._backoff.waits(uid, time.monotonic()):
-            return
         ensemble = self._ensemble(record) if scene.decision.fault is None else None
         now = changes(record, ensemble, scene.decision, scene.there, self._pod_settings) if ensemble else Changes()
         problem: str | None = None
@@ -381,7 +398,7 @@ class Loop:
     def _forget(self) -> None:
         """Let go of what belonged to ensembles that are gone."""
         alive = {record.uid for record in self._cache.all(ENSEMBLES).values()}
-        memories: tuple[dict[str, Any], ...] = (self._done, self._parsed, self._conditions, self._observed)
+        memories: tuple[dict[str, Any], ...] = (self._done, self._acted, self._parsed, self._conditions, self._observed)
         for memory in memories:
             for uid in memory.keys() - alive:
                 del memory[uid]
