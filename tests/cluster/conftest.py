@@ -7,6 +7,7 @@
   audit log says, `.restart_apiserver()`, `.without_apiserver()` and `.held(plane.etcd)` make faults.
 - `kwok` (session): the same control plane with KWOK, which plays nodes and the pods on them; `.add(gpu_node(...))`.
 - `helm` (session): the chart through real Helm, `promtool` a program; neither needs a cluster.
+- `beds.faults.FaultyProxy(plane.url, plane.ca)`: what an operator talks to instead, to be refused and cut off.
 - `namespace`: a fresh namespace of the control plane, deleted afterwards.
 
 Programs are built once, before the first test; tests that need some which cannot be built here are skipped with one
