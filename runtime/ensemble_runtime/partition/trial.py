@@ -11,7 +11,7 @@ from ensemble_runtime.members.model import Array, Model
 from ensemble_runtime.partition.graph import Graph, Placement
 from ensemble_runtime.partition.opening import RECURRENT
 
-_ROUNDS = 3
+_ROUNDS = 5
 _SECONDS = 0.05
 """Of a model in a round, but one batch at least."""
 
