@@ -225,7 +225,7 @@ class Space:
             self.delete(found["metadata"]["name"])
         wait_for(lambda: not self.items("pods"), "no pod is left")
 
-    def wait(self, name: str, kind: str = "Ready", status: str = "True", seconds: float = 60.0) -> None:
+    def wait(self, name: str, kind: str = "Ready", status: str = "True", seconds: float = 120.0) -> None:
         """Wait until a condition is so, for the spec as it is now."""
 
         def so() -> bool:
