@@ -291,7 +291,7 @@ class HandOver:
         cell, entries = lane.cells[member], lane.taken[member]
         entries[np.isin(entries[:, 1], batch[:, 1]), 3] = code
         self._arena.counters[cell][3] += len(batch)
-        self._arena.errors[cell].set(f"member '{self._names[member]}': {detail}")
+        self._arena.errors[cell].set(detail)
 
     def _report(self, lane: _Lane) -> None:
         took = int((time.monotonic() - lane.since) * 1e9)
