@@ -6,10 +6,12 @@ Archives are cached by what is in them, so that nodes load the same file again.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +21,7 @@ BASE = "localhost/debian:bookworm-slim"
 PAUSE = "localhost/pause:1"
 OPERATOR = "localhost/ensemble-operator:test"
 RUNTIME = "localhost/ensemble-runtime:test-onnx"
-TOOLS = ("buildah", "debootstrap", "gcc")
+KEPT_SECONDS = 24 * 3600.0
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _PAUSE_SOURCE = """
 #include <signal.h>
@@ -118,14 +120,18 @@ def _archive(name: str) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ensembles" / "images"
     cache.mkdir(parents=True, exist_ok=True)
     stem = name.replace("/", "_").replace(":", "_")
-    archive = cache / f"{stem}-{_identity(name)[:16]}.tar"
-    if not archive.exists():
-        for old in cache.glob(f"{stem}-*"):
-            old.unlink()
-        half_done = archive.with_suffix(".part")
-        _run("buildah", "push", "--quiet", name, f"docker-archive:{half_done}:{name}")
-        half_done.rename(archive)
-    return archive
+    with (cache / f"{stem}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        archive = cache / f"{stem}-{_identity(name)[:16]}.tar"
+        if not archive.exists():
+            for old in cache.glob(f"{stem}-*.tar"):
+                if time.time() - old.stat().st_mtime > KEPT_SECONDS:  # a cluster beside this one may still load it
+                    old.unlink()
+            half_done = archive.with_suffix(".part")
+            half_done.unlink(missing_ok=True)  # of somebody who was killed over it
+            _run("buildah", "push", "--quiet", name, f"docker-archive:{half_done}:{name}")
+            half_done.rename(archive)
+        return archive
 
 
 def _identity(name: str) -> str:
