@@ -87,7 +87,7 @@ def _saving(instance: Instance, kinds: Ints, option: Ints, price: Floats, worth:
     """(devices, M) what a row would save, per share of time that the new cell gets; 0 where there is no option."""
     columns = np.arange(option.shape[1])
     seconds = instance.seconds[kinds[:, None], columns, np.maximum(option - 1, 0)]
-    saving = np.where(option > 0, (worth - seconds * price) / seconds, 0.0)
+    saving = np.where(option > 0, worth / seconds - price, 0.0)
     return np.maximum(saving, 0.0)
 
 
