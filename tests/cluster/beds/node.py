@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -54,7 +55,8 @@ class Node:
         self.plane = plane
         self.folder = plane.folder / place.name
         self.socket = self.folder / "containerd.sock"
-        self._cgroup = f"ensembles-{os.getpid()}-{place.name}"
+        # Not by pid: every enclosure counts its processes from 1, and they share the machine's cgroups.
+        self._cgroup = f"ensembles-{secrets.token_hex(4)}-{place.name}"
         self.folder.mkdir(parents=True)
         self._write_configuration()
         self._holder = Program("namespace", [*self._unshare()], self.folder / "namespace.log")
