@@ -294,14 +294,14 @@ class Loop:
     async def _carry_out(self, scene: Scene, now: Changes, allowance: Allowance) -> bool:
         """Apply and delete; whether all of it could be done in this cycle."""
         record, complete = scene.record, True
-        for body in now.apply:
-            name = body["metadata"]["name"]
-            if body["kind"] == "Pod":
-                if self._backoff.waits(("pod", record.uid, name), time.monotonic()):
-                    complete = False
-                    continue
-                _log.info("creates pod %s", name, extra=_about(record, scene.decision))
-            await self._applied_now(body)
+        await together(self._applied_now(body) for body in now.apply if body["kind"] != "Pod")
+        pods = {body["metadata"]["name"]: body for body in now.apply if body["kind"] == "Pod"}
+        for name in [name for name in pods if self._backoff.waits(("pod", record.uid, name), time.monotonic())]:
+            del pods[name]
+            complete = False
+        for name in pods:
+            _log.info("creates pod %s", name, extra=_about(record, scene.decision))
+        await together(map(self._applied_now, pods.values()))
         if self._first:
             return complete and not (now.remove or now.delete)
         granted = allowance.take(len(now.remove))
@@ -434,6 +434,14 @@ async def gathered(most: int, jobs: Iterable[Awaitable[None]]) -> None:
     async with asyncio.TaskGroup() as group:
         for job in jobs:
             group.create_task(one(job))
+
+
+async def together(jobs: Iterable[Awaitable[None]]) -> None:
+    """Do all jobs at once and see them all to their end, then raise the first of their errors."""
+    outcomes = await asyncio.gather(*jobs, return_exceptions=True)
+    for outcome in outcomes:
+        if outcome is not None:
+            raise outcome
 
 
 def _now() -> str:
