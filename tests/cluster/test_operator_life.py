@@ -64,6 +64,25 @@ def test_apply_makes_exactly_the_right_objects(space: Space) -> None:
     assert status["endpoints"] == [f"http://digits.{space.namespace}.svc:8000"]
 
 
+def test_a_service_of_somebody_else_is_left_alone(space: Space) -> None:
+    theirs = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "taken", "namespace": space.namespace},
+        "spec": {"selector": {"app": "theirs"}, "ports": [{"port": 80}]},
+    }
+    space.plane.kubectl("apply", "-f", "-", manifests=[theirs], namespace=space.namespace)
+    space.apply("taken")
+    wait_for(lambda: "not this ensemble's" in json.dumps(space.status("taken")), "the refusal in the status", 60)
+    found = json.loads(space.plane.kubectl("get", "service", "taken", "-o", "json", namespace=space.namespace))
+    assert found["spec"]["selector"] == {"app": "theirs"} and "ownerReferences" not in found["metadata"]
+    assert not space.pods("taken")
+
+    space.plane.kubectl("delete", "service", "taken", namespace=space.namespace)
+    space.wait("taken")
+    assert space.made("taken")["services"] == ["taken"]
+
+
 def names(pods: list) -> set[str]:
     return {pod["metadata"]["name"] for pod in pods}
 

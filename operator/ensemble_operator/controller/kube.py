@@ -92,6 +92,17 @@ class Kube:
                 return Listing(tuple(items), int(page["metadata"]["resourceVersion"]))
             query["continue"] = more
 
+    async def named(self, resource: Resource, namespace: str, name: str) -> Body | None:
+        """The object of a name, or None where there is none; it takes no other right than to list.
+
+        Raises:
+            KubeError: It cannot be done.
+        """
+        query = {"fieldSelector": f"metadata.name={name}"}
+        page = await self._request("list", "GET", resource, resource.path(namespace), query)
+        items = page.get("items") or ()
+        return items[0] if items else None
+
     async def served(self, resource: Resource) -> bool:
         """Whether this API server knows a kind at this version."""
         prefix = resource.path().rsplit("/", 1)[0]

@@ -55,6 +55,8 @@ _AT_ONCE = 16
 _ACTING_SECONDS = 2.0
 """Time to act in one cycle; what is begun is finished."""
 _OWNED = (CONFIG_MAPS, SERVICES, BUDGETS, POLICIES, TEMPLATES)
+_NAMED_BY_USERS = (SERVICES, BUDGETS, POLICIES)
+"""Bear the ensemble's name, which somebody else's object may bear as well."""
 
 _log = logging.getLogger(__name__)
 
@@ -323,12 +325,32 @@ class Loop:
         if resource is SECRETS:
             await self._kube.create(body)
             return
+        if resource in _NAMED_BY_USERS:
+            await self._refuse_foreign(resource, body)
         result = await self._kube.apply(body)
         if self._cache.observe(resource, result) and resource is not PODS:
             seen = self._cache.get(resource, result["metadata"]["namespace"], result["metadata"]["name"])
             if seen is not None and isinstance(seen.record, ChildRecord):
                 self._applied[resource, body["metadata"]["namespace"], body["metadata"]["name"]] = seen.record.content
         self.poke()
+
+    async def _refuse_foreign(self, resource: Resource, body: dict[str, Any]) -> None:
+        """To apply by force would take over an object that somebody else has made.
+
+        Raises:
+            KubeError: There is one of this name, and it is not the ensemble's.
+        """
+        meta = body["metadata"]
+        if self._cache.get(resource, meta["namespace"], meta["name"]) is not None:
+            return  # only what is ours is seen
+        found = await self._kube.named(resource, meta["namespace"], meta["name"])
+        owners = {owner["uid"] for owner in meta["ownerReferences"]}
+        if found is not None and not any(o["uid"] in owners for o in found["metadata"].get("ownerReferences", ())):
+            raise KubeError(
+                f"{body['kind']} {meta['namespace']}/{meta['name']} is there already and not this ensemble's; "
+                "delete or rename it, or name the ensemble otherwise",
+                409,
+            )
 
     async def _deleted_now(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
         """Delete, and know it at once. A pod takes its time, which the watch tells of."""
