@@ -83,6 +83,20 @@ def test_a_service_of_somebody_else_is_left_alone(space: Space) -> None:
     assert space.made("taken")["services"] == ["taken"]
 
 
+def weights(space: Space, name: str) -> list[list[float]]:
+    """Of the members, in each of the configurations that are there."""
+    found = [json.loads(item["data"]["config.json"]) for item in space.items("configmaps", name)]
+    return [[member.get("weight", 1.0) for member in written["members"]] for written in found]
+
+
+def test_a_change_may_come_with_fewer_copies(space: Space) -> None:
+    space.apply("shrinks", {"a": 1.0, "b": 1.0}, replicas=2)
+    space.wait("shrinks")
+    space.apply("shrinks", {"a": 1.0, "b": 2.0}, replicas=1)
+    wait_for(lambda: weights(space, "shrinks") == [[1.0, 2.0]], "the new revision alone", 60)
+    assert len(space.pods("shrinks")) == 1
+
+
 def names(pods: list) -> set[str]:
     return {pod["metadata"]["name"] for pod in pods}
 

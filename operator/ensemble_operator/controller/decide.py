@@ -306,7 +306,8 @@ class _Round:
         so_far = replace(so_far, revision=own)
         if any(m.given_up is None for m in missing) and not simulated and not self._of_owner[record.uid]:
             return replace(so_far, frozen=True, waiting="waits for profiles"), None
-        held, changing = self._held(record, own)
+        held, old = self._held(record, own)
+        changing = frozenset(copy for copy in old if copy < spec.replicas)  # the others end, and block nothing
         wish = Wish(key, record, spec, digests, own, terms, held, changing)
         kinds = (*devices, *(d for copy in held.values() for d in copy.devices))
         if not kinds:
