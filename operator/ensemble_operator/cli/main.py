@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,6 @@ import typer
 
 from ensemble_operator.cli.cluster_commands import add_to
 from ensemble_operator.cli.output import Output, note
-from ensemble_runtime.config import Partition, PartitionObjective
 from ensemble_runtime.errors import EnsembleError
 
 app = typer.Typer(
@@ -30,6 +30,14 @@ app = typer.Typer(
         "kubeconfig, 130 Ctrl-C."
     ),
 )
+
+
+class Split(StrEnum):
+    """What a partition is to be best at: `config.PartitionObjective`, which is too heavy to import for `--help`."""
+
+    LATENCY = "Latency"
+    MEMORY = "Memory"
+
 
 Manifest = Annotated[Path, typer.Argument(metavar="FILE", help="The manifest: an InferenceEnsemble in YAML.")]
 Address = Annotated[
@@ -147,9 +155,9 @@ def profile(
 def partition(
     file: Annotated[Path, typer.Argument(metavar="FILE.onnx", help="The model.")],
     objective: Annotated[
-        PartitionObjective,
+        Split,
         typer.Option(case_sensitive=False, help="The least time, or the least memory on the first device in time."),
-    ] = PartitionObjective.LATENCY,
+    ] = Split.LATENCY,
     latency_ms: Annotated[
         float | None, typer.Option("--latency-ms", min=0.001, help="Most that a batch may take; Memory needs it.")
     ] = None,
@@ -187,13 +195,14 @@ def partition(
         ensemblectl partition model.onnx --devices gpu,cpu --shape x=1,64,256 --html partition.html
     """
     from ensemble_operator.cli.partition import Question, shapes, show_partition
+    from ensemble_runtime.config import Partition, PartitionObjective
 
-    if objective is PartitionObjective.MEMORY and latency_ms is None:
+    if objective is Split.MEMORY and latency_ms is None:
         raise typer.BadParameter("objective Memory needs --latency-ms", param_hint="--objective")
     names = devices.split(",")
     if len(names) != 2:
         raise typer.BadParameter(f"got '{devices}', expected two, e.g. gpu,cpu", param_hint="--devices")
-    wanted = Partition(objective=objective, latency_ms=latency_ms)
+    wanted = Partition(objective=PartitionObjective[objective.name], latency_ms=latency_ms)
     question = Question(file, wanted, (names[0], names[1]), simulated_gpu, rows, shapes(shape or []))
     show_partition(question, html=html, output=output)
 
