@@ -23,6 +23,7 @@ from pydantic import Field
 
 from ensemble_runtime.config import BatchSize, Device, DeviceKind, Member, Name, Schema, TensorSpec
 from ensemble_runtime.devices.binding import bind
+from ensemble_runtime.devices.working_memory import keep_memory
 from ensemble_runtime.errors import EnsembleError, ManifestError, ModelInvalidError
 from ensemble_runtime.members.checks import first_line, random_rows, warm_up
 from ensemble_runtime.members.loading import load
@@ -153,6 +154,7 @@ def _member_process(
 
 
 def _ready(request: PairsRequest, member: Member, path: Path) -> tuple[Model, list[Array]]:
+    keep_memory()
     bind(request.device)
     import_libraries(member)
     model = load(member, path, request.inputs, request.outputs, request.device)

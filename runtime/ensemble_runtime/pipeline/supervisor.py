@@ -7,7 +7,6 @@ process can be forked from it before torch has seen a device.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
 import select
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ensemble_runtime.config import DeviceKind, Rule, RuntimeConfig
+from ensemble_runtime.devices.working_memory import keep_memory
 from ensemble_runtime.errors import EnsembleError, PortTakenError, StartupError
 from ensemble_runtime.members.storage import FetchedModel, fetch
 from ensemble_runtime.pipeline import forge, repair
@@ -47,7 +47,6 @@ _BACKLOG = 1024
 _UNKNOWN = 5.0
 """Seconds that a prediction process waits to become known to the supervisor."""
 _PAUSE = 0.001
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _GATEWAY, _COMBINER, _FORGE = "gateway", "combiner", "forge"
 
 
@@ -71,7 +70,7 @@ def run(config: RuntimeConfig, cache: Path, gateway: GatewayMain) -> int:
     models = _fetch_models(config, cache)  # held until the end: a process that is replaced loads its model again
     paths = {name: model.path for name, model in models.items()}
     arena = Arena.create(config)
-    _keep_memory()
+    keep_memory()
     supervisor = Supervisor(arena, paths, listener, gateway)
     try:
         return supervisor.run()
@@ -472,11 +471,3 @@ def _fetch_models(config: RuntimeConfig, cache: Path) -> dict[str, FetchedModel]
     if config.combination.rule is Rule.STACKING and config.combination.model is not None:
         models[STACKING] = fetch(config.combination.model, cache)
     return models
-
-
-def _keep_memory() -> None:
-    """Let glibc keep freed memory: tensors come and go with every batch, and page faults cost more than they do."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for option, size in ((_M_MMAP_THRESHOLD, 2**25), (_M_TRIM_THRESHOLD, 2**30), (_M_TOP_PAD, 2**24)):
-            mallopt(option, size)
