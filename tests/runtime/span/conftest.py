@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -155,7 +156,8 @@ class Runtime:
     def kill(self) -> None:
         """kill -9 of all its processes at once, as when a pod or a node is lost."""
         for process in self.processes():
-            process.send_signal(signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):  # when one is lost, others end by themselves
+                process.send_signal(signal.SIGKILL)
         self.process.wait()
         self.until(lambda: not self.processes())
 
