@@ -10,6 +10,7 @@ import psutil
 from common import Effort, Report, main
 from operator_bed import bed, moments
 
+from beds.controlplane import ControlPlane
 from beds.operating import Operator, Space
 from beds.processes import wait_for
 
@@ -82,9 +83,9 @@ def processor(operator: Operator) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in tree(operator))
 
 
-def status_writes(plane: object, since: int) -> int:
+def status_writes(plane: ControlPlane, since: int) -> int:
     """Writes of statuses."""
-    requests = plane.requests(since=since)  # type: ignore[attr-defined]
+    requests = plane.requests(since=since)
     return sum(r.resource == "inferenceensembles/status" and r.verb in ("patch", "update") for r in requests)
 
 

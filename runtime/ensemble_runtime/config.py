@@ -382,6 +382,10 @@ class RuntimeConfig(Schema):
         name = self.cells[cell].second_device
         return next((device for device in self.devices if device.name == name), None)
 
+    def member_of(self, cell: int) -> int:
+        """Index of the member that a cell runs."""
+        return next(i for i, member in enumerate(self.members) if member.name == self.cells[cell].member)
+
     def cells_of(self, member: str) -> tuple[int, ...]:
         """Indices of the cells that run a member."""
         return tuple(i for i, cell in enumerate(self.cells) if cell.member == member)

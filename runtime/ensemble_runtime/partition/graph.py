@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import onnx
@@ -255,7 +256,8 @@ def _unique(nodes: Sequence[onnx.NodeProto]) -> list[str]:
     return names
 
 
-def _replace(field: object, values: Iterable[object]) -> None:
+def _replace(field: Any, values: Iterable[object]) -> None:
+    """Give a repeated field other values; its class is one that protobuf makes at run time."""
     kept = list(values)
-    del field[:]  # type: ignore[attr-defined]  # a repeated field of a class that protobuf makes at run time
-    field.extend(kept)  # type: ignore[attr-defined]
+    del field[:]
+    field.extend(kept)

@@ -145,7 +145,7 @@ class _Search:
             further = [s for s in moved if s is not None]
             if not further:
                 return
-            schedule = min(further, key=lambda s, now=schedule: _price(s, now, to))  # type: ignore[misc]
+            schedule = _cheapest(further, schedule, to)
 
     def _improved(self, schedule: Schedule, goal: Goal, effort: int) -> Schedule:
         """Climb; then, as long as the effort lasts, kick the best schedule out of its optimum and climb again."""
@@ -214,6 +214,11 @@ class _Search:
 
 def _quick(schedule: Schedule) -> tuple[float, ...]:
     return schedule.makespan, schedule.scarce_bytes
+
+
+def _cheapest(further: list[Schedule], now: Schedule, to: int) -> Schedule:
+    """The step that costs least for what it brings."""
+    return min(further, key=lambda schedule: _price(schedule, now, to))
 
 
 def _price(schedule: Schedule, now: Schedule, to: int) -> tuple[float, float]:

@@ -28,7 +28,7 @@ class Intake:
 
     def __init__(self, arena: Arena, cell: int) -> None:
         config = arena.config
-        self.member = next(i for i, m in enumerate(config.members) if m.name == config.cells[cell].member)
+        self.member = config.member_of(cell)
         cells = config.cells_of(config.cells[cell].member)
         self._arena = arena
         self._cell = cell
@@ -128,7 +128,7 @@ def recover(arena: Arena, cell: int) -> Entries:
     words = arena.journals[cell].words
     count = words[_COUNT]
     reported = arena.reports[cell].tail != words[_REPORT_TAIL]
-    member = next(i for i, m in enumerate(arena.config.members) if m.name == arena.config.cells[cell].member)
+    member = arena.config.member_of(cell)
     taken = arena.queues[member][words[_RING]].head > words[_START]
     lost = count if taken and not reported else 0
     entries = np.frombuffer(arena.journals[cell].entries, "u4").reshape(-1, 4)[:lost].copy()

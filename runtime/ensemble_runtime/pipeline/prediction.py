@@ -221,16 +221,7 @@ class _Worker:
                 self._attempt(entries, group)
 
     def _groups(self, entries: Entries) -> Iterator[Entries]:
-        """Entries whose inputs have the same shapes: only those fit into one batch."""
-        if self._fixed:
-            if len(entries):
-                yield entries
-            return
-        groups: dict[bytes, list[int]] = {}
-        for i, slot in enumerate(entries[:, 0].tolist()):
-            groups.setdefault(self._arena.input_shapes[slot].tobytes(), []).append(i)
-        for members in groups.values():
-            yield entries[members]
+        return alike(self._arena, entries, fixed=self._fixed)
 
     def _attempt(self, entries: Entries, batch: Entries) -> None:
         """Compute a batch; if the model fails on it, each request alone, so that it fails only those it must."""
@@ -315,6 +306,19 @@ class _Worker:
         """(first row of the request, first row of the entry, rows) of each entry."""
         bases = self._arena.base[batch[:, 0]].tolist()
         return list(zip(bases, batch[:, 1].tolist(), batch[:, 2].tolist(), strict=True))
+
+
+def alike(arena: Arena, entries: Entries, *, fixed: bool) -> Iterator[Entries]:
+    """Entries whose inputs have the same shapes: only those fit into one batch; `fixed`: no shape is variable."""
+    if fixed:
+        if len(entries):
+            yield entries
+        return
+    groups: dict[bytes, list[int]] = {}
+    for i, slot in enumerate(entries[:, 0].tolist()):
+        groups.setdefault(arena.input_shapes[slot].tobytes(), []).append(i)
+    for places in groups.values():
+        yield entries[places]
 
 
 def rows_of(batch: Entries) -> Rows:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ensemble_runtime.pipeline.arena import Arena
 from ensemble_runtime.pipeline.intake import Entries
-from ensemble_runtime.pipeline.prediction import packed, rows_of
+from ensemble_runtime.pipeline.prediction import alike, packed, rows_of
 
 Array = NDArray[Any]
 
@@ -32,15 +32,7 @@ class RowDesk:
 
     def alike(self, entries: Entries) -> Iterator[Entries]:
         """Entries whose inputs have the same shapes: only those fit into one batch."""
-        if self._fixed_inputs:
-            if len(entries):
-                yield entries
-            return
-        groups: dict[bytes, list[int]] = {}
-        for i, slot in enumerate(entries[:, 0].tolist()):
-            groups.setdefault(self._arena.input_shapes[slot].tobytes(), []).append(i)
-        for places in groups.values():
-            yield entries[places]
+        return alike(self._arena, entries, fixed=self._fixed_inputs)
 
     def shapes(self, batch: Entries) -> list[tuple[int, ...]]:
         """Of a batch's inputs, without the batch axis."""

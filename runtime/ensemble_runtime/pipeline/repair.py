@@ -19,7 +19,7 @@ def give_back(arena: Arena, wiring: Wiring, cell: int) -> None:
     """Queue again what a dead cell had in hand; what has died with a process twice has failed."""
     config = arena.config
     name = config.cells[cell].member
-    member = next(i for i, m in enumerate(config.members) if m.name == name)
+    member = config.member_of(cell)
     nobody = len(config.cells)
     with MemberLock(arena, member, nobody):
         entries = recover(arena, cell)
