@@ -12,7 +12,7 @@ from ensemble_operator.inventory.claim_record import allocated
 from ensemble_operator.inventory.device import Device
 from ensemble_operator.inventory.node import Inventory, Node
 from ensemble_operator.inventory.node_record import node_record
-from ensemble_operator.inventory.pod_record import claimed, held_devices
+from ensemble_operator.inventory.pod_record import broken_devices, claimed, held_devices
 from ensemble_operator.inventory.slices import slice_record
 from ensemble_operator.inventory.survey import inventory
 from ensemble_operator.manifests.labels import ENSEMBLE
@@ -41,7 +41,8 @@ def survey(cluster: Cluster, pods: Iterable[Body]) -> Inventory:
     uses = [use for pod in pods if (use := claimed(pod)) is not None]
     claims = [taken for claim in cluster.claims() if (taken := allocated(claim)) is not None]
     nodes = [node_record(node) for node in cluster.nodes()]
-    return inventory(nodes, uses, [slice_record(s) for s in cluster.slices()], claims, held=held_devices(uses))
+    slices = [slice_record(s) for s in cluster.slices()]
+    return inventory(nodes, uses, slices, claims, held=held_devices(uses), broken=broken_devices(uses))
 
 
 def _holders(pods: Iterable[Body]) -> Holders:

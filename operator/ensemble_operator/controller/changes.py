@@ -153,6 +153,7 @@ def running_pod(name: str, pod: OwnPod) -> RunningPod:
         ready=pod.ready,
         deleting=pod.deleting,
         ended=pod.phase in ("Failed", "Succeeded"),
+        sick=pod.sick,
     )
 
 

@@ -28,7 +28,7 @@ from ensemble_operator.controller.shortfall import nothing_to_use
 from ensemble_operator.controller.solver import Solver
 from ensemble_operator.inventory.device import Device
 from ensemble_operator.inventory.node import Inventory
-from ensemble_operator.inventory.pod_record import held_devices
+from ensemble_operator.inventory.pod_record import broken_devices, held_devices
 from ensemble_operator.inventory.simulated import simulated_devices
 from ensemble_operator.inventory.slices import DRIVERS, DriverWords
 from ensemble_operator.inventory.static import StaticInventory, static_inventory
@@ -174,6 +174,7 @@ class Decider:
             held_devices(world.uses),
             reserve_bytes=self._reserve,
             drivers=self._drivers,
+            broken=broken_devices(world.uses),
         )
 
     def forget_all_but(self, uids: set[str], pods: set[str]) -> None:

@@ -96,6 +96,8 @@ class OwnPod:
     trouble: str | None
     """Why it does not run, in Kubernetes' words, e.g. 'ErrImagePull: ...' or 'Unschedulable: ...'."""
     ended: Ended | None
+    sick: bool = False
+    """Whether its node reports a device that it holds as unhealthy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +169,8 @@ def _profile(body: Body) -> ProfileRecord | None:
 
 
 def _pod(body: Body) -> PodRecord | None:
-    own = _own(body) if _ours(body) else None
     use = claimed(body)
+    own = _own(body, sick=use is not None and bool(use.broken)) if _ours(body) else None
     return PodRecord(use, own) if use or own else None
 
 
@@ -180,7 +182,7 @@ def _owner(meta: Body) -> str | None:
     return next((o["uid"] for o in meta.get("ownerReferences") or () if o.get("controller")), None)
 
 
-def _own(body: Body) -> OwnPod:
+def _own(body: Body, *, sick: bool) -> OwnPod:
     meta, status = body["metadata"], body.get("status") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
     containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
@@ -197,6 +199,7 @@ def _own(body: Body) -> OwnPod:
         deleting="deletionTimestamp" in meta,
         trouble=_trouble(status, conditions, containers),
         ended=_ended(containers),
+        sick=sick,
     )
 
 

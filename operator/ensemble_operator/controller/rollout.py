@@ -45,6 +45,8 @@ class RunningPod:
     deleting: bool
     ended: bool
     """It will not run again by itself: evicted, refused by its node, or completed."""
+    sick: bool = False
+    """A device of its own is broken; until it goes, its node counts a sound one as taken by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ def steps(wanted: Sequence[WantedSet], pods: Iterable[RunningPod], strategy: Str
         if all(name in here and _ready(here[name]) for name in want.pods):
             delete += [Removal(pod, "replaced by a set that is ready") for pod in going]
             continue
-        in_the_way = any(pod.devices & want.devices or pod.name in want.pods for pod in others)
+        in_the_way = any(pod.sick or pod.devices & want.devices or pod.name in want.pods for pod in others)
         if going and strategy is Strategy.ON_DELETE:
             names = ", ".join(pod.name for pod in going)
             blocked = f"copy {want.copy}: strategy OnDelete waits until {names} is deleted"

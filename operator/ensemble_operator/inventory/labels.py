@@ -7,7 +7,7 @@ devices are anonymous slots, and a plan that says `gpu0` means one GPU of that n
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from ensemble_operator.inventory.device import Device
 from ensemble_operator.inventory.node import Source
@@ -23,7 +23,13 @@ _MIB = 2**20
 _INFIX = "-MIG-"
 
 
-def labelled(node: NodeRecord, taken: Mapping[str, int], held: Collection[str], reserve_bytes: int) -> Offer:
+def labelled(
+    node: NodeRecord,
+    taken: Mapping[str, int],
+    held: Collection[str],
+    reserve_bytes: int,
+    broken: Collection[str] = (),
+) -> Offer:
     """The GPUs that our ensembles may use of a node between them.
 
     Args:
@@ -31,6 +37,7 @@ def labelled(node: NodeRecord, taken: Mapping[str, int], held: Collection[str], 
         taken: What pods that are not ours request of it.
         held: Names of devices of the node that pods of ours hold; they come first.
         reserve_bytes: Memory of each GPU that is not for members: contexts of CUDA, the driver.
+        broken: Names of devices that pods of ours hold and that are not among the allocatable ones any more.
 
     Returns:
         As many devices as are allocatable and not taken; none of a resource whose GPUs are shared or unknown.
@@ -48,7 +55,7 @@ def labelled(node: NodeRecord, taken: Mapping[str, int], held: Collection[str], 
             notes.append(f"{resource}: {reason}")
             continue
         count = max(0, node.allocatable[resource] - taken.get(resource, 0))
-        for name in names(_prefix(resource), count, held):
+        for name in names(_prefix(resource), count, held, broken):
             devices.append(
                 Device(
                     name, node.name, DeviceKind.GPU, device_type(product), memory - reserve_bytes, source=Source.LABELS
@@ -67,15 +74,27 @@ def resource_of(device: Device) -> str:
     return GPU if re.fullmatch(r"gpu\d+", device.name) else _MIG + device.type.rpartition(_INFIX)[2]
 
 
-def names(prefix: str, count: int, held: Collection[str]) -> list[str]:
-    """`count` names PREFIX0, PREFIX1, ...: those that are held first, then the lowest free ones; sorted by number."""
-    pattern = re.compile(re.escape(prefix) + r"(0|[1-9]\d{0,5})")
-    kept = sorted(int(match[1]) for name in held if (match := pattern.fullmatch(name)))[:count]
-    taken, number = set(kept), 0
+def is_slot(name: str, resource: str) -> bool:
+    """Whether a device's name is that of an anonymous GPU which a resource offers."""
+    return bool(_numbers([name], _prefix(resource)))
+
+
+def names(prefix: str, count: int, held: Collection[str], broken: Collection[str] = ()) -> list[str]:
+    """`count` names PREFIX0, PREFIX1, ...: those that are held first, then the lowest free ones; sorted by number.
+
+    Those of broken devices are nobody's until the pod that has them is gone.
+    """
+    taken, gone, number = set(_numbers(held, prefix)[:count]), set(_numbers(broken, prefix)), 0
     while len(taken) < count:
-        taken.add(number)
+        if number not in gone:
+            taken.add(number)
         number += 1
     return [f"{prefix}{number}" for number in sorted(taken)]
+
+
+def _numbers(names: Iterable[str], prefix: str) -> list[int]:
+    pattern = re.compile(re.escape(prefix) + r"(0|[1-9]\d{0,5})")
+    return sorted(int(match[1]) for name in names if (match := pattern.fullmatch(name)))
 
 
 def _is_gpu(resource: str) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ensemble_operator.inventory.labels import is_slot
 from ensemble_operator.inventory.node_record import amounts
 
 DEVICES = "ensembles.dev/devices"
@@ -29,6 +30,8 @@ class PodUse:
     """CPU in thousandths of a core, all else whole."""
     holds: tuple[tuple[str, str], ...] | None = None
     """(node, device) of each device that a pod of ours holds, scheduled or not; None: the pod is not ours."""
+    broken: tuple[tuple[str, str], ...] = ()
+    """Those of them that its node reports as unhealthy."""
 
 
 def claimed(pod: Mapping[str, Any]) -> PodUse | None:
@@ -39,16 +42,18 @@ def claimed(pod: Mapping[str, Any]) -> PodUse | None:
     holds, node = _holds(metadata), spec.get("nodeName") or ""
     if holds is None and not node:
         return None
-    return PodUse(metadata.get("namespace") or "", metadata["name"], node, _requests(spec), holds)
+    broken = _broken(holds or (), pod.get("status") or {})
+    return PodUse(metadata.get("namespace") or "", metadata["name"], node, _requests(spec), holds, broken)
 
 
 def held_devices(pods: Iterable[PodUse]) -> dict[str, frozenset[str]]:
-    """The names of the devices that pods of ours hold, by node."""
-    held: dict[str, set[str]] = {}
-    for pod in pods:
-        for node, device in pod.holds or ():
-            held.setdefault(node, set()).add(device)
-    return {node: frozenset(names) for node, names in held.items()}
+    """The names of the sound devices that pods of ours hold, by node."""
+    return _by_node(slot for pod in pods for slot in pod.holds or () if slot not in pod.broken)
+
+
+def broken_devices(pods: Iterable[PodUse]) -> dict[str, frozenset[str]]:
+    """The names of the broken devices that pods of ours hold, by node."""
+    return _by_node(slot for pod in pods for slot in pod.broken)
 
 
 def _holds(metadata: Mapping[str, Any]) -> tuple[tuple[str, str], ...] | None:
@@ -59,6 +64,24 @@ def _holds(metadata: Mapping[str, Any]) -> tuple[tuple[str, str], ...] | None:
         return tuple((device["node"], device["name"]) for device in devices)
     except (KeyError, TypeError, ValueError):
         return None  # not written by us, so it counts by what it requests
+
+
+def _by_node(slots: Iterable[tuple[str, str]]) -> dict[str, frozenset[str]]:
+    found: dict[str, set[str]] = {}
+    for node, device in slots:
+        found.setdefault(node, set()).add(device)
+    return {node: frozenset(names) for node, names in found.items()}
+
+
+def _broken(holds: Iterable[tuple[str, str]], status: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """As many of a pod's anonymous devices as are unhealthy: nobody knows which is behind which name."""
+    found: list[tuple[str, str]] = []
+    for container in status.get("containerStatuses") or ():
+        for resource in container.get("allocatedResourcesStatus") or ():
+            alike = [slot for slot in holds if is_slot(slot[1], resource["name"])]
+            sound = sum(device.get("health") != "Unhealthy" for device in resource.get("resources") or ())
+            found += alike[sound:]
+    return tuple(found)
 
 
 def _requests(spec: Mapping[str, Any]) -> dict[str, int]:

@@ -32,6 +32,7 @@ def inventory(
     *,
     reserve_bytes: int = GPU_RESERVE_BYTES,
     drivers: Mapping[str, DriverWords] = DRIVERS,
+    broken: Mapping[str, Collection[str]] | None = None,
 ) -> Inventory:
     """Put together what the cluster has; the order of what is given plays no part.
 
@@ -44,8 +45,9 @@ def inventory(
         held: Names of the devices that pods of ours hold, by node (`held_devices`).
         reserve_bytes: Memory of each GPU that is not for members.
         drivers: DRA drivers whose devices are GPUs.
+        broken: Names of the broken devices that pods of ours hold, by node (`broken_devices`).
     """
-    held, slices = held or {}, tuple(slices)
+    held, broken, slices = held or {}, broken or {}, tuple(slices)
     taken: dict[str, Counter[str]] = {}
     for pod in pods:
         if pod.holds is None:
@@ -65,7 +67,7 @@ def inventory(
         elif name in offers:
             source, offer = Source.RESOURCE_SLICES, offers[name]
         elif plugin_gpus(record):
-            source, offer = Source.LABELS, labelled(record, use, ours, reserve_bytes)
+            source, offer = Source.LABELS, labelled(record, use, ours, reserve_bytes, broken.get(name, ()))
         else:
             source, offer = Source.NONE, Offer()
         ignored = (f"devices of driver {driver} are no GPUs that are known" for driver in strangers.get(name, ()))

@@ -173,6 +173,21 @@ def test_suspended_it_holds_nothing_and_another_gets_its_devices(decider):
     assert decided(decider, asleep, other, profile(), node(gpus=1), name="other").plans
 
 
+def test_the_copy_whose_gpu_broke_moves_and_the_other_stays(decider):
+    body = ensemble(devices={"kinds": ["GPU"], "max": 1}, replicas=2)
+    first = decided(decider, body, profile(), node(gpus=2))
+    pods = pods_of(decider, first, body)
+    assert [d.name for plan in first.plans.values() for d, _, _ in plan.cells] == ["gpu0", "gpu1"]
+    health = {"name": "nvidia.com/gpu", "resources": [{"resourceID": "GPU-a", "health": "Unhealthy"}]}
+    pods[0]["status"]["containerStatuses"] = [{"name": "runtime", "allocatedResourcesStatus": [health]}]
+    for later in (decider, Decider(600 * 2**20, {})):
+        again = decided(later, body, profile(), node(gpus=1), node("spare", gpus=1), *pods)
+        assert [(d.node, d.name) for plan in again.plans.values() for d, _, _ in plan.cells] == [
+            ("spare", "gpu0"),
+            ("node", "gpu1"),
+        ]
+
+
 def test_a_slip_in_the_stated_inventory_takes_no_devices_away(decider):
     state = world(ensemble(), profile(), node())
     state["configmaps", "n", "inventory"] = {"nodes.yaml": "- name: [broken"}

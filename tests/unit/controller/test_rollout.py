@@ -82,6 +82,13 @@ def test_where_they_share_devices_the_old_goes_first():
     assert third.create == new.pods
 
 
+def test_a_pod_with_a_broken_device_goes_first_for_what_replaces_it_cannot_be_scheduled_beside_it():
+    old, new = wanted(plan="a"), wanted(plan="b", devices=("g1",))
+
+    assert removed(steps([new], pods(old, sick=True), ROLLING)) == list(old.pods)
+    assert steps([new], [], ROLLING).create == new.pods
+
+
 def test_copies_that_share_devices_are_replaced_one_after_the_other():
     old = [wanted(copy, "a", devices=(f"g{copy}",)) for copy in range(3)]
     new = [wanted(copy, "b", devices=(f"g{copy}",)) for copy in range(3)]

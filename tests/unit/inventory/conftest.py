@@ -39,6 +39,7 @@ class Bodies:
         requests: Mapping[str, str] | None = None,
         holds: Sequence[tuple[str, str]] | None = None,
         phase: str = "Running",
+        health: Mapping[str, Sequence[str]] | None = None,
         **spec: Any,
     ) -> Any:
         metadata: dict[str, Any] = {"name": name, "namespace": "default"}
@@ -47,10 +48,14 @@ class Bodies:
             devices = [{"node": n, "name": d} for n, d in holds]
             metadata["annotations"] = {"ensembles.dev/devices": json.dumps(devices)}
         containers = [{"name": "main", "resources": {"requests": dict(requests or {})}}]
+        resources = [
+            {"name": name, "resources": [{"resourceID": str(i), "health": h} for i, h in enumerate(found)]}
+            for name, found in (health or {}).items()
+        ]
         return {
             "metadata": metadata,
             "spec": {"nodeName": node, "containers": containers, **spec},
-            "status": {"phase": phase},
+            "status": {"phase": phase, "containerStatuses": [{"allocatedResourcesStatus": resources}]},
         }
 
     @staticmethod

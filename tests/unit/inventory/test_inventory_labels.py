@@ -42,6 +42,11 @@ def test_gpus_that_went_bad_are_gone_even_if_held(bodies: Any) -> None:
     assert [d.name for d in offer.devices] == ["gpu0"]
 
 
+def test_a_broken_gpu_is_the_one_that_is_gone_and_its_name_is_nobodys(bodies: Any) -> None:
+    node = node_record(bodies.node(gpus=2))
+    assert [d.name for d in labelled(node, {}, {"gpu1"}, RESERVE, {"gpu0"}).devices] == ["gpu1", "gpu2"]
+
+
 def test_mig_single_is_like_whole_gpus_of_another_model(bodies: Any) -> None:
     labels = {
         "nvidia.com/gpu.product": "NVIDIA-A100-SXM4-40GB-MIG-1g.5gb",

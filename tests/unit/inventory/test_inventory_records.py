@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_operator.inventory.node_record import node_record
-from ensemble_operator.inventory.pod_record import claimed, held_devices
+from ensemble_operator.inventory.pod_record import broken_devices, claimed, held_devices
 from ensemble_operator.inventory.product import device_type
 from ensemble_operator.inventory.quantity import whole
 
@@ -80,6 +80,14 @@ def test_a_pod_of_ours_holds_its_devices_before_it_is_scheduled(bodies: Any) -> 
     others = claimed(bodies.pod(node="", phase="Pending", requests={"nvidia.com/gpu": "1"}))
     assert others is None
     assert held_devices([ours]) == {"n": {"gpu1", "cpu0"}}
+
+
+def test_as_many_devices_of_a_pod_are_broken_as_its_node_reports_unhealthy(bodies: Any) -> None:
+    holds = [("n", "gpu0"), ("n", "gpu1"), ("n", "mig-1g-5gb-0"), ("n", "cpu0")]
+    health = {"nvidia.com/gpu": ["Unhealthy", "Healthy"], "nvidia.com/mig-1g.5gb": ["Unknown"], "cpu": ["Unhealthy"]}
+    sick, well = claimed(bodies.pod(holds=holds, health=health)), claimed(bodies.pod(holds=[("n", "gpu2")]))
+    assert broken_devices([sick, well]) == {"n": {"gpu1"}}
+    assert held_devices([sick, well]) == {"n": {"gpu0", "gpu2", "mig-1g-5gb-0", "cpu0"}}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '[{"node": "n"}]', "null"])
