@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections import Counter
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -150,9 +151,9 @@ class Arena:
         self.queues = [[Ring.cut(self._cut, capacity) for _ in ("again", "high", "normal")] for _ in range(members)]
         self.lock_owner = self._cut.words(members)
         # Cells of one connection to a remote share a ring: what they report together is seen together.
-        sharing = [geo.reporters.count(cell) for cell in range(cells)]
-        rings = [Ring.cut(self._cut, _power_of_two(rows * max(1, shared))) for shared in [*sharing, 1]]
-        self.reports = [*(rings[reporter] for reporter in geo.reporters), rings[cells]]
+        sharing = Counter((*geo.reporters, cells))
+        rings = {reporter: Ring.cut(self._cut, _power_of_two(rows * shared)) for reporter, shared in sharing.items()}
+        self.reports = [rings[reporter] for reporter in (*geo.reporters, cells)]
         self.controls = Ring.cut(self._cut, _power_of_two(4 * slots))
         self.completions = Ring.cut(self._cut, _power_of_two(4 * slots))
 
