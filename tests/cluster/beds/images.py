@@ -100,10 +100,10 @@ def _base() -> None:
         root = Path(place) / "root"
         _run("debootstrap", "--variant=minbase", "bookworm", str(root))
         shutil.rmtree(root / "var/cache/apt/archives", ignore_errors=True)
-        # As it is on this machine: its mirrors may be signed by an authority of its own.
-        (root / "etc/ssl/certs").mkdir(parents=True, exist_ok=True)
-        shutil.copy(_CERTIFICATES, root / "etc/ssl/certs/ca-certificates.crt")
-        (root / "etc/pip.conf").write_text(f"[global]\ncert = {_CERTIFICATES}\n")
+        # Mirrors of this machine may be signed by an authority of its own. In a place of its own, too: the package
+        # ca-certificates, which a Dockerfile installs, writes the usual one anew.
+        shutil.copy(_CERTIFICATES, root / "etc/ssl/machine.crt")
+        (root / "etc/pip.conf").write_text("[global]\ncert = /etc/ssl/machine.crt\n")
         container = _run("buildah", "from", "scratch").strip()
         _run("buildah", "add", container, str(root), "/")
         _run("buildah", "config", "--cmd", "bash", container)
