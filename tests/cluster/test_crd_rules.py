@@ -105,6 +105,7 @@ ONLY_HERE: list[tuple[Mapping[str, Any], str, str]] = [
 FINE: list[Mapping[str, Any]] = [
     {},
     {"combination": {"rule": "Stacking", "model": {**TOP, "secretName": "s", "sha256": SHA}}},
+    {"combination": {"rule": "TrimmedMean", "trim": 0}},
     {"objective": {"goal": "Latency", "rate": 5}},
     {"objective": {"goal": "FewestDevices", "rate": 5, "p99Ms": 5}},
     {"serving": {"quorum": {"minMembers": 2, "deadlineMs": 5}}},

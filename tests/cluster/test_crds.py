@@ -98,6 +98,7 @@ BAD_ENSEMBLES: list[tuple[str, Any, str]] = [
     ("spec.outputs.0.maxLength", 0, "spec.outputs[0].maxLength"),
     ("spec.combination.rule", "Average", "spec.combination.rule"),
     ("spec.combination.trim", 0.5, "spec.combination.trim"),
+    ("spec.combination.trim", 1, "spec.combination.trim"),
     ("spec.combination.model", {"uri": "https://models.example/c.onnx"}, "spec.combination.model.format"),
     ("spec.objective.goal", "Cheap", "spec.objective.goal"),
     ("spec.objective.rate", 0, "spec.objective.rate"),
@@ -126,6 +127,7 @@ BAD_PROFILES: list[tuple[str, Any, str]] = [
     ("spec.points.0.seconds", 0, "spec.points[0].seconds"),
     ("spec.points.1", {"batchSize": 8, "seconds": 0.02, "memoryMib": 900}, "spec.points[1]"),
     ("spec.interference", [{"sha256": SHA, "factor": 0.01}], "spec.interference[0].factor"),
+    ("spec.interference", [{"sha256": SHA, "factor": 0}], "spec.interference[0].factor"),
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -23,6 +23,12 @@ _DROPPED = (
     "$defs",
     "const",
 )
+_BOUNDS = {
+    "minimum": (">=", "at least"),
+    "exclusiveMinimum": (">", "more than"),
+    "maximum": ("<=", "at most"),
+    "exclusiveMaximum": ("<", "less than"),
+}
 _LAST = ("properties", "items", "required")
 
 
@@ -71,7 +77,8 @@ def structural(model: type[BaseModel], validations: Validations | None = None) -
 def _convert(node: Mapping[str, Any], definitions: Mapping[str, Any], validations: Validations) -> dict[str, Any]:
     node = _resolve(node, definitions)
     out = {key: value for key, value in node.items() if key not in _DROPPED}
-    if "properties" in node and (rules := validations.get(node.get("title", ""))):
+    rules = [*validations.get(node.get("title", ""), ())] if "properties" in node else [*_taken_fractions(out)]
+    if rules:
         out["x-kubernetes-validations"] = [rule.schema() for rule in rules]
     if "const" in node:
         out["enum"] = [node["const"]]
@@ -90,6 +97,15 @@ def _convert(node: Mapping[str, Any], definitions: Mapping[str, Any], validation
         if isinstance(values, Mapping):  # what keys look like, a structural schema can only say in CEL
             out["additionalProperties"] = _convert(values, definitions, validations)
     return {key: out[key] for key in (*(k for k in sorted(out) if k not in _LAST), *(k for k in _LAST if k in out))}
+
+
+def _taken_fractions(out: dict[str, Any]) -> Iterator[Validation]:
+    """Rules in place of bounds with a fraction: the API server holds a whole number against their whole part alone."""
+    for bound, (sign, words) in _BOUNDS.items():
+        limit = out.get(bound)
+        if limit is not None and limit != int(limit):
+            del out[bound]
+            yield Validation(f"self {sign} {limit!r}", f"expected {words} {limit!r}")
 
 
 def _resolve(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Mapping[str, Any]:
