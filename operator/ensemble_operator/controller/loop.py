@@ -20,7 +20,6 @@ from ensemble_operator.api.ensemble import InferenceEnsemble
 from ensemble_operator.controller.backoff import Backoff
 from ensemble_operator.controller.cache import Cache
 from ensemble_operator.controller.changes import Changes, There, changes
-from ensemble_operator.controller.decide import GIVEN_UP
 from ensemble_operator.controller.decision import OVERVIEW, Decision, Overview
 from ensemble_operator.controller.events import Journal, Notice
 from ensemble_operator.controller.kube import Kube, KubeError
@@ -47,6 +46,7 @@ from ensemble_operator.controller.rollout import within
 from ensemble_operator.controller.settings import Settings
 from ensemble_operator.controller.status import Observed, View, conditions_of, notices, status
 from ensemble_operator.controller.worker import DecisionError, Worker
+from ensemble_operator.controller.world import GIVEN_UP
 from ensemble_operator.manifests import labels
 from ensemble_operator.manifests.settings import PodSettings
 

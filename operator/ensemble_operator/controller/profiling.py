@@ -9,8 +9,8 @@ from typing import Any
 from ensemble_operator.api.ensemble import InferenceEnsemble
 from ensemble_operator.controller.backoff import Backoff
 from ensemble_operator.controller.cache import Cache
-from ensemble_operator.controller.decide import pod_of
 from ensemble_operator.controller.decision import Decision
+from ensemble_operator.controller.measuring import pod_of
 from ensemble_operator.controller.records import COMPONENT, URI, ChildRecord, EnsembleRecord, OwnPod
 from ensemble_operator.controller.resources import CONFIG_MAPS, PODS, PROFILES, TEMPLATES, Resource
 from ensemble_operator.manifests import labels

@@ -3,10 +3,12 @@ import time
 
 import pytest
 
-from ensemble_operator.controller.decide import GIVEN_UP, Decider, pod_of
+from ensemble_operator.controller.decide import Decider
 from ensemble_operator.controller.decision import OVERVIEW
+from ensemble_operator.controller.measuring import pod_of
 from ensemble_operator.controller.records import record_of
 from ensemble_operator.controller.resources import ENSEMBLES, NODES, PODS, PROFILES
+from ensemble_operator.controller.world import GIVEN_UP
 from ensemble_operator.manifests.deployment import copy_objects
 from ensemble_operator.manifests.settings import PodSettings
 
