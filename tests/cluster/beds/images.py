@@ -102,8 +102,8 @@ def _base() -> None:
         shutil.rmtree(root / "var/cache/apt/archives", ignore_errors=True)
         # Mirrors of this machine may be signed by an authority of its own. In a place of its own, too: the package
         # ca-certificates, which a Dockerfile installs, writes the usual one anew.
-        shutil.copy(_CERTIFICATES, root / "etc/ssl/machine.crt")
-        (root / "etc/pip.conf").write_text("[global]\ncert = /etc/ssl/machine.crt\n")
+        shutil.copy(_CERTIFICATES, root / "etc/machine.crt")
+        (root / "etc/pip.conf").write_text("[global]\ncert = /etc/machine.crt\n")
         container = _run("buildah", "from", "scratch").strip()
         _run("buildah", "add", container, str(root), "/")
         _run("buildah", "config", "--cmd", "bash", container)
