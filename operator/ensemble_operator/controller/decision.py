@@ -22,6 +22,8 @@ class Missing:
     """A free device to measure on; None: there is none now."""
     given_up: str | None = None
     """Why it is not measured now: what its last pod said."""
+    trouble: str | None = None
+    """Why the pod that is to measure it does not run."""
 
 
 @dataclass(frozen=True, slots=True)

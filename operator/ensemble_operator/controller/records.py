@@ -94,7 +94,7 @@ class OwnPod:
     ready: bool
     deleting: bool
     trouble: str | None
-    """Why it does not run, in Kubernetes' words, e.g. 'ErrImagePull: ...' or 'Unschedulable: ...'."""
+    """Why it does not run: a reason in Kubernetes' words and what is behind it, e.g. 'ErrImagePull: ...'."""
     ended: Ended | None
     sick: bool = False
     """Whether its node reports a device that it holds as unhealthy."""
@@ -207,14 +207,27 @@ _HARMLESS = {"ContainerCreating", "PodInitializing"}
 
 
 def _trouble(status: Body, conditions: Mapping[str, Body], containers: list[Body]) -> str | None:
-    for container in containers:
-        waiting = (container.get("state") or {}).get("waiting") or {}
-        if waiting.get("reason") and waiting["reason"] not in _HARMLESS:
-            return _said(waiting)
+    told = next((told for told in map(_trouble_of, containers) if told is not None), None)
+    if told is not None:
+        return told
     if status.get("phase") == "Failed":
         return _said({"reason": status.get("reason") or "Failed", "message": status.get("message")})
     scheduled = conditions.get("PodScheduled", {})
     return _said(scheduled) if scheduled.get("status") == "False" else None
+
+
+def _trouble_of(container: Body) -> str | None:
+    """Why a container does not run or runs anew, with the words of the one before it that failed."""
+    state = container.get("state") or {}
+    waiting, end = state.get("waiting") or {}, state.get("terminated") or {}
+    if not end and not container.get("started"):
+        end = (container.get("lastState") or {}).get("terminated") or {}
+    waits = waiting.get("reason") not in (None, *_HARMLESS)
+    if not end.get("exitCode"):
+        return _said(waiting) if waits else None
+    word = (waiting if waits else end).get("reason") or "Error"
+    told = f"container {container['name']} ended with {end['exitCode']}"
+    return _said({"reason": word, "message": f"{told}: {end['message']}" if end.get("message") else told})
 
 
 def _said(part: Body) -> str:

@@ -9,11 +9,11 @@ from typing import Any, Literal
 from ensemble_operator.api.ensemble import InferenceEnsemble
 from ensemble_operator.api.status import ConditionType
 from ensemble_operator.controller.changes import Changes, There, wanted_sets
-from ensemble_operator.controller.decision import Decision
+from ensemble_operator.controller.decision import Decision, Missing
 from ensemble_operator.controller.events import Notice
 from ensemble_operator.controller.records import EnsembleRecord, OwnPod
 from ensemble_operator.manifests import labels
-from ensemble_operator.manifests.names import digest
+from ensemble_operator.manifests.names import digest, profiling_name
 from ensemble_operator.manifests.objects import Owner
 from ensemble_operator.manifests.service import endpoint
 from ensemble_operator.planner.plan import Plan
@@ -32,6 +32,7 @@ _WISHED: Mapping[ConditionType, Said] = {
 """What each condition is to be, those first whose failure explains the others."""
 
 _DIGITS = 4
+_LONGEST = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +153,20 @@ def _profiled(decision: Decision) -> Aspect:
         return Aspect(kind, "True", "Measured")
     failed = [m for m in decision.missing if m.given_up is not None]
     if failed:
-        told = "; ".join(f"{m.member} on {m.want[1]}: {m.given_up}" for m in failed)
-        return Aspect(kind, "False", "ProfilingFailed", told[:4096])
+        told = "; ".join(f"{_measuring(m)}: {m.given_up}" for m in failed)
+        return Aspect(kind, "False", "ProfilingFailed", told[:_LONGEST])
+    stuck = [m for m in decision.missing if m.trouble is not None]
+    if stuck:
+        told = "; ".join(f"{_measuring(m)}: {m.trouble}" for m in stuck)
+        return Aspect(kind, "False", _word(stuck[0].trouble or ""), told[:_LONGEST])
     waits = ", ".join(f"{m.member} on {m.want[1]}" for m in decision.missing)
     if all(m.device is None for m in decision.missing) and not decision.plans:
         return Aspect(kind, "False", "NoDeviceToMeasureOn", f"no device is free to measure {waits}")
     return Aspect(kind, "False", "Profiling", f"measures {waits}")
+
+
+def _measuring(missing: Missing) -> str:
+    return f"pod {profiling_name(*missing.want, '')}, which measures {missing.member} on {missing.want[1]}"
 
 
 def _planned(view: View) -> Aspect:

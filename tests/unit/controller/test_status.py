@@ -126,6 +126,13 @@ def test_the_same_state_gives_the_same_status_and_times_stay_until_a_condition_t
             "Profiled",
             ("False", "ProfilingFailed"),
         ),
+        (
+            replace(
+                DECISION, plans={}, missing=(Missing((DIGEST, "T4", "FP32"), "a", GPU, trouble="ErrImagePull: no"),)
+            ),
+            "Profiled",
+            ("False", "ErrImagePull"),
+        ),
     ],
 )
 def test_what_is_not_as_wished_is_the_reason(decision, condition, expected):
@@ -144,6 +151,15 @@ def test_a_pods_trouble_and_its_last_failure_are_told_and_the_failure_outlives_t
     assert conditions(written)["Degraded"] == ("True", "CrashLoopBackOff")
     assert written["lastFailure"] == {"pod": name, "container": "runtime", "exitCode": 70, "message": "does not fit"}
     assert status(view(), written, LATER)["lastFailure"] == written["lastFailure"]
+
+
+def test_the_pod_that_cannot_measure_is_named_with_what_keeps_it():
+    missing = (Missing((DIGEST, "T4", "FP32"), "a", GPU, trouble="ErrImagePull: no such host"),)
+    written = status(view(replace(DECISION, plans={}, missing=missing), there={}, ready=0), {}, NOW)
+
+    (profiled,) = (c for c in written["conditions"] if c["type"] == "Profiled")
+    assert profiled["message"].startswith("pod profile-")
+    assert profiled["message"].endswith(", which measures a on T4: ErrImagePull: no such host")
 
 
 def test_what_is_frozen_keeps_what_was_said_of_it():
