@@ -45,8 +45,13 @@ class Allotment:
 
     grants: Mapping[str, Grant]
     """By the ensembles' keys."""
-    free: tuple[Device, ...]
-    """GPUs that nobody has and nobody waits for."""
+    left: Ledger
+    """What nobody has and nobody waits for."""
+
+    @property
+    def free(self) -> tuple[Device, ...]:
+        """The GPUs of it."""
+        return self.left.free_gpus()
 
 
 def allot(requests: Iterable[Request], inventory: Inventory, solve: Solve, busy: Iterable[Device] = ()) -> Allotment:
@@ -97,7 +102,6 @@ class _Round:
             self._serve(state, serving[position + 1 :])
         for state in serving:
             self._grow(state)
-        free = self._free.free_gpus()
         for state in self._states:
             if state.request.dry:
                 self._rehearse(state)
@@ -105,7 +109,7 @@ class _Round:
             s.request.key: Grant({i: s.placed[i].plan for i in sorted(s.placed)}, s.waiting, s.preempted_by)
             for s in self._states
         }
-        return Allotment(grants, free)
+        return Allotment(grants, self._free)
 
     def _claim_held(self, state: _State) -> None:
         """What a copy holds and can still use is its own; who ranks first comes first, should two hold the same."""

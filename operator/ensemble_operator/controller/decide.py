@@ -26,7 +26,6 @@ from ensemble_operator.controller.records import EnsembleRecord
 from ensemble_operator.controller.shortfall import nothing_to_use
 from ensemble_operator.controller.wish import Wish, request_of, terms_of
 from ensemble_operator.controller.world import Key, State, World
-from ensemble_operator.inventory.device import Device
 from ensemble_operator.inventory.slices import DriverWords
 from ensemble_operator.manifests.revision import revision
 from ensemble_operator.planner.problem import Problem
@@ -99,7 +98,7 @@ class _Round:
         for key, (wish, request) in requests.items():
             grant = handed.allotment.grants.get(request.key)
             self._decided(wish, request, grant, frozen=key in handed.frozen)
-        self._find_devices_to_measure_on(handed.allotment.free)
+        self._find_devices_to_measure_on(handed.allotment.left)
         self._decisions[OVERVIEW] = self._overview()
         return self._decisions
 
@@ -119,7 +118,8 @@ class _Round:
         dry = spec.mode is Mode.PLAN_ONLY
         simulated = bool(spec.devices.simulated)
         terms, offer = terms_of(spec), self._offers.of(spec)
-        missing = missing_profiles(spec, digests, offer.kinds, table, self._world.given_up.get(key[0], {}))
+        given_up, pods = self._world.given_up.get(key[0], {}), self._world.own_pods.get(key[0], {})
+        missing = missing_profiles(spec, digests, offer.kinds, table, given_up, pods)
         so_far = Decision(dry=dry, digests=digests, missing=missing, supply=offer.supply)
         unknown = [m.name for m in spec.members if m.name not in digests]
         if unknown:
@@ -190,9 +190,9 @@ class _Round:
                 copies[copy] = Copy(tuple(used.values()), cells)
             self._memory.grant(wish.record.uid, wish.revision, copies)
 
-    def _find_devices_to_measure_on(self, free: tuple[Device, ...]) -> None:
+    def _find_devices_to_measure_on(self, left: Ledger) -> None:
         """Give each missing profile a device, or none where none is free."""
-        bench = Bench(self._inventory, free)
+        bench = Bench(left)
         for key, decision in self._decisions.items():
             spec = self._memory.spec_of(self._world.ensembles[key])
             if not decision.missing or isinstance(spec, str) or spec.devices.simulated:

@@ -22,8 +22,10 @@ class Missing:
     """A free device to measure on; None: there is none now."""
     given_up: str | None = None
     """Why it is not measured now: what its last pod said."""
+    measuring: bool = False
+    """Whether the pod that measures it is there."""
     trouble: str | None = None
-    """Why the pod that is to measure it does not run."""
+    """Why that pod does not run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 
 from ensemble_operator.api.ensemble import EnsembleSpec
 from ensemble_operator.controller.decision import Missing, Want
+from ensemble_operator.controller.ledger import Ledger
+from ensemble_operator.controller.records import OwnPod
 from ensemble_operator.inventory.device import Device
-from ensemble_operator.inventory.node import Inventory
 from ensemble_operator.inventory.terms import Terms, refusal
 from ensemble_operator.manifests.names import profiling_name
 from ensemble_operator.profiles.table import ProfileTable
@@ -25,6 +26,7 @@ def missing_profiles(
     devices: Iterable[Device],
     table: ProfileTable,
     given_up: Mapping[str, str],
+    pods: Mapping[str, OwnPod],
 ) -> tuple[Missing, ...]:
     """Members without a single usable point on a type that they may run on.
 
@@ -36,6 +38,7 @@ def missing_profiles(
         devices: One of each kind that it may use.
         table: The profiles of its namespace.
         given_up: Pods that are not tried now, by name, and why.
+        pods: Pods of ours in its namespace.
     """
     found: dict[Want, Missing] = {}
     for member in spec.members:
@@ -46,17 +49,20 @@ def missing_profiles(
             profile = table.get(digest, device.type, member.precision.value) if digest else None
             if profile is None or not any(p.batch_size in member.batch_sizes for p in profile.points):
                 want = (digest or member.model.uri, device.type, member.precision.value)
-                found.setdefault(want, Missing(want, member.name, None, given_up.get(pod_of(want))))
+                name = pod_of(want)
+                pod = pods.get(name)
+                trouble = pod.trouble if pod is not None else None
+                one = Missing(want, member.name, None, given_up.get(name), pod is not None, trouble)
+                found.setdefault(want, one)
     return tuple(found.values())
 
 
 class Bench:
     """Hands out what is free to measure on: each device once, and one device for whatever many ensembles wait for."""
 
-    def __init__(self, inventory: Inventory, free: Iterable[Device]) -> None:
-        """`free`: GPUs that nobody has and nobody waits for."""
-        self._nodes = {node.name: node for node in inventory.nodes}
-        self._left = {(d.node, d.name): d for d in free}
+    def __init__(self, left: Ledger) -> None:
+        """`left`: what nobody has and nobody waits for."""
+        self._left = left.clone()
         self._chosen: dict[tuple[str, Want], Device] = {}
 
     def device_for(self, namespace: str, want: Want, kinds: Iterable[Device], terms: Terms) -> Device | None:
@@ -69,14 +75,17 @@ class Bench:
             terms: Which nodes it may use.
         """
         place = (namespace, want)
-        if place not in self._chosen and (device := self._free(want[1], kinds, terms)) is not None:
-            self._left.pop((device.node, device.name), None)
+        if place not in self._chosen and (device := self._free(want[1], terms)) is not None:
+            self._left.take([device])
             self._chosen[place] = device
-        return self._chosen.get(place)
+        # Pods seldom request all the memory that comes with their cores: the scheduler may still find room.
+        cores = (d for d in kinds if d.type == want[1] and d.kind is DeviceKind.CPU)
+        return self._chosen.get(place) or next(cores, None)
 
-    def _free(self, kind: str, kinds: Iterable[Device], terms: Terms) -> Device | None:
-        wanted = next((d for d in kinds if d.type == kind), None)
-        if wanted is None or wanted.kind is DeviceKind.CPU:
-            return wanted  # cores are cut out of any node that has them; the scheduler has the last word
-        free = (d for d in self._left.values() if d.type == kind)
-        return next((d for d in free if refusal(self._nodes[d.node], terms) is None), None)
+    def _free(self, kind: str, terms: Terms) -> Device | None:
+        for name, node in sorted(self._left.nodes.items()):
+            if refusal(node, terms) is None:
+                of_kind = {k: 1 for k in self._left.kinds(name, terms) if k.type == kind}
+                for device in self._left.draw(name, of_kind, terms):
+                    return device
+        return None

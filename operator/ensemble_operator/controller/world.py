@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from ensemble_operator.controller.records import EnsembleRecord, PodRecord, ProfileRecord
+from ensemble_operator.controller.records import EnsembleRecord, OwnPod, PodRecord, ProfileRecord
 from ensemble_operator.controller.resources import CLAIMS, CONFIG_MAPS, ENSEMBLES, NODES, PODS, PROFILES, SLICES
 from ensemble_operator.inventory.static import StaticInventory, static_inventory
 from ensemble_runtime.errors import EnsembleError
@@ -32,6 +32,10 @@ class World:
         self.ensembles: dict[Key, EnsembleRecord] = kinds[ENSEMBLES.plural]
         self.nodes = tuple(kinds[NODES.plural].values())
         self.pods: dict[Key, PodRecord] = kinds[PODS.plural]
+        self.own_pods: dict[str, dict[str, OwnPod]] = defaultdict(dict)
+        for (namespace, name), pod in self.pods.items():
+            if pod.own is not None:
+                self.own_pods[namespace][name] = pod.own
         self.uses = tuple(pod.use for pod in self.pods.values() if pod.use is not None)
         self.slices = tuple(kinds[SLICES.plural].values())
         self.claims = tuple(kinds[CLAIMS.plural].values())

@@ -14,6 +14,7 @@ from ensemble_operator.manifests.settings import PodSettings
 
 A100 = "NVIDIA-A100-SXM4-40GB"
 DIGEST = "a" * 64
+MODEL = {"uri": "https://m/a.onnx", "format": "ONNX", "sha256": DIGEST}
 IMAGES = PodSettings("runtime:onnx", "runtime:full")
 
 
@@ -23,7 +24,7 @@ def stamped(kind, name, uid=None, **rest):
 
 
 def ensemble(name="digits", member=None, **spec):
-    one = {"name": "a", "model": {"uri": "https://m/a.onnx", "format": "ONNX", "sha256": DIGEST}, "batchSizes": [1, 8]}
+    one = {"name": "a", "model": MODEL, "batchSizes": [1, 8]}
     tensor = {"datatype": "FP32", "shape": [4]}
     whole = {
         "members": [one | (member or {})],
@@ -34,12 +35,20 @@ def ensemble(name="digits", member=None, **spec):
     return stamped("InferenceEnsemble", name, spec=whole | spec)
 
 
-def profile(uri=None, digest=DIGEST):
+def profile(uri=None, digest=DIGEST, kind=A100):
     points = [{"batchSize": size, "seconds": 0.01, "memoryMib": 1024} for size in (1, 8)]
-    body = stamped("ModelProfile", "a", spec={"model": {"sha256": digest}, "deviceType": A100, "points": points})
+    body = stamped("ModelProfile", "a", spec={"model": {"sha256": digest}, "deviceType": kind, "points": points})
     body["apiVersion"] = "ensembles.dev/v1alpha1"
     if uri:
         body["metadata"]["annotations"] = {"ensembles.dev/uri": uri}
+    return body
+
+
+def small(name):
+    """A node with room for one core: the other is for what pods need besides."""
+    body = node(name, gpus=0)
+    body["metadata"]["labels"] |= {"at": name}
+    body["status"]["allocatable"] |= {"cpu": "2"}
     return body
 
 
@@ -110,6 +119,19 @@ def test_without_a_profile_a_free_device_is_named_to_measure_on(decider):
     (missing,) = decision.missing
     assert missing.want == (DIGEST, A100, "FP32") and missing.device.node == "node"
     assert decision.frozen and not decision.plans
+
+
+def test_cores_to_measure_on_are_those_of_a_node_that_has_some_left(decider):
+    taken = ensemble("taken", devices={"kinds": ["CPU"], "max": 1}, placement={"nodeSelector": {"at": "first"}})
+    body = ensemble(member={"model": {**MODEL, "sha256": "b" * 64}}, devices={"kinds": ["CPU"], "max": 1})
+    first, second = small("first"), small("second")
+    known = profile(kind="cpu-1")
+    pods = pods_of(decider, decided(decider, taken, known, first, second, name="taken"), taken)
+
+    (missing,) = decided(decider, taken, body, known, first, second, *pods).missing
+    assert missing.device.node == "second"
+    (crowded,) = decided(decider, taken, body, known, first, *pods).missing
+    assert crowded.device.node == "first"  # the scheduler has the last word
 
 
 def test_what_was_given_up_is_not_waited_for(decider):
