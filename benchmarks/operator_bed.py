@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import combinations
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -19,11 +20,12 @@ from beds.kwok import Kwok, gpu_node  # noqa: E402
 from beds.operating import Space  # noqa: E402
 
 GPUS = 8
+MODELS = tuple(f"model-{i:02}" for i in range(20))
 
 
 @contextmanager
 def bed(nodes: int) -> Iterator[tuple[Kwok, Space]]:
-    """A control plane with so many nodes of eight GPUs, and a namespace with the profiles of members a and b."""
+    """A control plane with so many nodes of eight GPUs, and a namespace with the profiles of all models."""
     programs = provide((*CONTROL_PLANE, "kwok"), print)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -33,8 +35,15 @@ def bed(nodes: int) -> Iterator[tuple[Kwok, Space]]:
         plane.install_crds(ROOT / "crds")
         kwok.add(*(gpu_node(f"node-{i:04}", count=GPUS) for i in range(nodes)))
         space = Space(plane, plane.namespace())
-        space.profiles("a", "b")
+        for i, model in enumerate(MODELS):
+            space.profiles(model, seconds=0.004 + 0.001 * i, memory_mib=2048 + 512 * i)
         yield kwok, space
+
+
+def members(i: int) -> dict[str, float]:
+    """Two of the models, by weight: 190 pairs, each a question of its own to the planner."""
+    pairs = tuple(combinations(MODELS, 2))
+    return dict.fromkeys(pairs[i % len(pairs)], 1.0)
 
 
 def moments(plane: ControlPlane, resource: str, code: int, since: int) -> dict[str, float]:

@@ -6,7 +6,7 @@ import math
 import time
 
 from common import Effort, Report, main
-from operator_bed import bed, moments
+from operator_bed import bed, members, moments
 
 from beds.operating import Operator, Space
 from beds.processes import wait_for
@@ -21,12 +21,12 @@ def benchmark(effort: Effort) -> Report:
     """Apply ensembles one after the other, twice a second."""
     with bed(NODES) as (kwok, space), Operator(kwok.plane) as operator:
         for i in range(THERE):
-            space.apply(f"there-{i}", {"a": 1.0, "b": 1.0})
+            space.apply(f"there-{i}", members(i))
         wait_for(lambda: len(space.pods()) == THERE, "pods of what is there", 600)
         operator.idle(3.0)
         mark = kwok.plane.mark()
         for i in range(FRESH):
-            space.apply(f"fresh-{i}", {"a": 1.0, "b": 1.0})
+            space.apply(f"fresh-{i}", members(THERE + i))
             time.sleep(0.5)
         wait_for(lambda: len(space.pods()) == THERE + FRESH, "all pods", 120)
         operator.idle(3.0)
@@ -48,7 +48,7 @@ def benchmark(effort: Effort) -> Report:
         ["requests of one life", str(requests), f"at most {LIFE}: {'met' if requests <= LIFE else 'missed'}"],
     ]
     method = (
-        f"{THERE} ensembles of two members on {NODES} nodes of 8 GPUs (KWOK) are there, {FRESH} more are applied, "
+        f"{THERE} ensembles of two of 20 models on {NODES} nodes of 8 GPUs (KWOK) are there, {FRESH} more are applied, "
         "two a second; times are the API server's own, from its audit log. A life: made, edited (rule), scaled to two "
         "copies, deleted; counted are the operator's requests but its watches."
     )
@@ -58,11 +58,11 @@ def benchmark(effort: Effort) -> Report:
 def life(space: Space, operator: Operator) -> int:
     """The operator's requests from an ensemble's making to its end; those of this program are not among them."""
     before = asked(operator)
-    space.apply("life", {"a": 1.0, "b": 1.0})
+    space.apply("life", members(0))
     space.wait("life")
-    space.apply("life", {"a": 1.0, "b": 1.0}, combination={"rule": "Mean"})
+    space.apply("life", members(0), combination={"rule": "Mean"})
     space.wait("life", "Progressing", "False")
-    space.apply("life", {"a": 1.0, "b": 1.0}, combination={"rule": "Mean"}, replicas=2)
+    space.apply("life", members(0), combination={"rule": "Mean"}, replicas=2)
     wait_for(lambda: space.status("life").get("readyReplicas") == 2, "two copies")
     space.delete("life")
     wait_for(lambda: not space.items("pods", "life"), "no pod")

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 from common import Effort, Report, main
-from operator_bed import bed
+from operator_bed import bed, members
 
 from beds.controlplane import ADMIN, ControlPlane
 from beds.operating import Operator, Space
@@ -24,7 +24,7 @@ def benchmark(effort: Effort) -> Report:
     with bed(COUNT) as (kwok, space), Operator(kwok.plane) as operator:
         began = time.monotonic()
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda i: space.apply(f"ensemble-{i:04}", {"a": 1.0, "b": 1.0}), range(COUNT)))
+            list(pool.map(lambda i: space.apply(f"ensemble-{i:04}", members(i)), range(COUNT)))
         wait_for(lambda: ready(space) == COUNT, "all ensembles ready", 1800)
         made = time.monotonic() - began
         operator.idle(5.0)
@@ -50,7 +50,7 @@ def benchmark(effort: Effort) -> Report:
         ["writes since the restart", str(written), verdict(written, 0, "")],
     ]
     method = (
-        f"{COUNT} ensembles of two members on {COUNT} nodes of 8 GPUs (KWOK). The resync is from the start of the "
+        f"{COUNT} ensembles of two of 20 models on {COUNT} nodes of 8 GPUs (KWOK). The resync is from the start of the "
         f"operator's process until no cycle is left to do; it is watched at rest for {REST_SECONDS:.0f} s."
     )
     return Report(method, ["figure", "measured", "asked"], rows)
