@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ensemble_operator.controller.records import OwnPod
@@ -20,8 +21,16 @@ class Adopted:
     created: str
     serving: bool
     """A pod that serves and is to stay, not one that profiles or goes away."""
+    bound: bool
+    """It has its node already, and need not be let in any more."""
     devices: tuple[Device, ...]
     running: tuple[labels.Cell, ...]
+
+
+def settled(pods: Iterable[Adopted], revision: str) -> frozenset[int]:
+    """The copies that have pods of this revision, each on its node."""
+    there = [pod for pod in pods if pod.serving and pod.revision == revision]
+    return frozenset(pod.copy for pod in there) - {pod.copy for pod in there if not pod.bound}
 
 
 def adopted(pod: OwnPod) -> Adopted | None:
@@ -34,6 +43,7 @@ def adopted(pod: OwnPod) -> Adopted | None:
             plan=pod.labels.get(labels.PLAN, ""),
             created=pod.created,
             serving=pod.labels.get("app.kubernetes.io/component") == labels.SERVING and not pod.deleting,
+            bound=bool(pod.node),
             devices=labels.held(pod.annotations),
             running=labels.running(pod.annotations),
         )

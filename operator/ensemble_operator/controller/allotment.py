@@ -131,7 +131,7 @@ class _Round:
         request = state.request
         for index in sorted(range(request.copies), key=lambda i: (i not in state.held, i)):
             held = state.held.pop(index, Copy((), {}))
-            kept = self._keep(request, held) if held.devices else None
+            kept = self._keep(request, index, held) if held.devices else None
             if kept is not None:
                 state.kept.add(index)
             self._return(request, held.devices)
@@ -146,8 +146,9 @@ class _Round:
             state.placed[index] = placed
             self._take(request, placed.devices)
 
-    def _keep(self, request: Request, held: Copy) -> Placed | None:
+    def _keep(self, request: Request, index: int, held: Copy) -> Placed | None:
         """Plan a copy on what it holds, or on that and what is free beside it; None where that does not do."""
+        runs = index not in request.starting
         devices = within_limit(request, held.devices)
         for more in ((), extras(request, self._free, devices)):
             try:
@@ -155,7 +156,7 @@ class _Round:
             except EnsembleError:
                 continue
             closed = any(refusal(self._free.nodes[node], request.terms) is not None for node in placed.nodes)
-            if not closed or placed.running.items() <= held.running.items():
+            if not closed or (runs and placed.running.items() <= held.running.items()):
                 return placed  # nothing new starts where nothing new may start
         return None
 

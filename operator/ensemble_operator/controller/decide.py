@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from ensemble_operator.api.rollout import Mode
-from ensemble_operator.controller.adopted import Adopted
+from ensemble_operator.controller.adopted import Adopted, settled
 from ensemble_operator.controller.allotment import Grant
 from ensemble_operator.controller.decision import OVERVIEW, Decision, Overview
 from ensemble_operator.controller.handing import hand_out
@@ -130,7 +130,7 @@ class _Round:
             return replace(so_far, frozen=True, waiting="waits for profiles"), None
         held, old = self._held(record, own)
         changing = frozenset(copy for copy in old if copy < spec.replicas)  # the others end, and block nothing
-        wish = Wish(key, record, spec, digests, own, terms, held, changing)
+        wish = Wish(key, record, spec, digests, own, terms, held, changing, settled(self._of_owner[record.uid], own))
         kinds = (*offer.kinds, *(d for copy in held.values() for d in copy.devices))
         if not kinds:
             return replace(so_far, waiting=nothing_to_use(terms, self._everything)), None

@@ -62,6 +62,8 @@ class Request:
     """Memory that each of its pods requests besides its CPU devices."""
     held: Mapping[int, Copy] = field(default_factory=dict)
     """By the number of the copy, what runs or is about to."""
+    starting: frozenset[int] = frozenset()
+    """Those of them whose pods have still to start, so that their nodes have to be open."""
 
     @property
     def rank(self) -> tuple[int, str, str]:

@@ -31,6 +31,8 @@ class Wish:
     """By copy, what it holds under its present revision, or under an older one."""
     changing: frozenset[int]
     """Copies that are held under an older revision."""
+    settled: frozenset[int]
+    """Copies that run as they are to, and have nothing to start."""
 
 
 def terms_of(spec: EnsembleSpec) -> Terms:
@@ -64,6 +66,7 @@ def request_of(wish: Wish, problem: Problem) -> Request:
         pod_millis=GPU_MILLIS * most if gpus_only else 0,
         pod_bytes=PROCESSES_BYTES + TORCH_BYTES + 2 * spec.serving.max_body_mib * MIB,
         held={} if spec.mode is Mode.PLAN_ONLY else wish.held,
+        starting=frozenset(wish.held) - wish.settled,
     )
 
 

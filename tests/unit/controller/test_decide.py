@@ -175,6 +175,43 @@ def test_a_new_revision_is_planned_beside_the_old_where_there_is_room_and_on_its
     assert slots(instead) == slots(first)
 
 
+@pytest.fixture(params=["rolling", "recreated"])
+def cordoned(request, decider):
+    """What an ensemble on a cordoned node is, its pods there, and the nodes: one of them open."""
+    strategy = {"rolling": "RollingUpdate", "recreated": "Recreate"}[request.param]
+    rest = {"devices": {"kinds": ["GPU"], "max": 1}, "rollout": {"strategy": strategy}}
+    body = ensemble(**rest)
+    pods = pods_of(decider, decided(decider, body, profile(), node("shut", 1)), body)
+    nodes = [node("shut", 1) | {"spec": {"unschedulable": True}}, node("open", 1)]
+    return rest, pods, nodes
+
+
+def homes(decision):
+    return {d.node for d, _, _ in decision.plans[0].cells}
+
+
+def test_what_runs_on_a_cordoned_node_stays_there(decider, cordoned):
+    rest, pods, nodes = cordoned
+    assert homes(decided(decider, ensemble(**rest), profile(), *nodes, *pods)) == {"shut"}
+
+
+def test_after_an_edit_nothing_starts_on_a_cordoned_node(decider, cordoned):
+    rest, pods, nodes = cordoned
+    changed = ensemble(**rest, combination={"rule": "Median"})
+    assert homes(decided(decider, changed, profile(), *nodes, *pods)) == {"open"}
+    alone = decided(Decider(600 * 2**20, {}), changed, profile(), nodes[0], *pods)
+    assert alone.frozen and not alone.plans
+
+
+@pytest.mark.parametrize("state", ["evicted", "unscheduled"])
+def test_a_copy_without_its_pod_leaves_a_cordoned_node(decider, cordoned, state):
+    rest, pods, nodes = cordoned
+    for pod in pods:
+        pod["spec"].pop("nodeName")
+    left = pods if state == "unscheduled" else []
+    assert homes(decided(decider, ensemble(**rest), profile(), *nodes, *left)) == {"open"}
+
+
 def test_a_new_revision_that_fits_nowhere_leaves_what_runs(decider):
     body = ensemble()
     pods = pods_of(decider, decided(decider, body, profile(), node()), body)
