@@ -12,7 +12,7 @@ from common import Effort, Report, main, progress
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cluster"))
 
-from beds.images import OPERATOR, RUNTIME, Image, ImageError, archives, provide
+from beds.images import OPERATOR, RUNTIME, Image, ImageError, provide
 
 FULL = "localhost/ensemble-runtime:test-full"
 IMAGES = {
@@ -24,10 +24,11 @@ IMAGES = {
 
 def benchmark(_: Effort) -> Report:
     try:
-        provide(tuple(IMAGES.values()), progress)
+        _, *archives = provide(tuple(IMAGES.values()), progress)
     except ImageError as error:
         raise RuntimeError(str(error)) from error
-    rows = [(label, on_disk(image), compressed(image)) for label, image in IMAGES.items()]
+    built = zip(IMAGES.items(), archives, strict=True)
+    rows = [(label, on_disk(image), compressed(archive)) for (label, image), archive in built]
     method = (
         "On a node's disk, and as one gzip file, which is about what is pulled. Debian 12 by debootstrap is the base."
     )
@@ -39,9 +40,8 @@ def on_disk(image: Image) -> str:
     return str(json.loads(listed.stdout)[0]["size"])
 
 
-def compressed(image: Image) -> str:
-    progress(f"compressing {image.name} ...")
-    archive = archives((image,))[-1]
+def compressed(archive: Path) -> str:
+    progress(f"compressing {archive.name} ...")
     with subprocess.Popen(["gzip", "-1", "--stdout", archive], stdout=subprocess.PIPE) as packing:
         assert packing.stdout
         size = sum(len(block) for block in iter(lambda: packing.stdout.read(2**20), b""))

@@ -4,29 +4,42 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from beds.controlplane import ControlPlane
+from beds.access import Access
 from beds.images import OPERATOR, REPOSITORY, RUNTIME
 from beds.processes import StartError
 
 CHART = REPOSITORY / "charts" / "ensembles"
+SELECTOR = ("-l", "app.kubernetes.io/name=ensemble-operator")
 RELEASE, NAMESPACE = "ensembles", "ensembles-system"
 
 
 class Chart:
     """One release of the chart."""
 
-    def __init__(self, helm: Path, plane: ControlPlane, namespace: str = NAMESPACE, release: str = RELEASE) -> None:
+    def __init__(
+        self,
+        helm: Path,
+        plane: Access,
+        namespace: str = NAMESPACE,
+        release: str = RELEASE,
+        values: Mapping[str, str] | None = None,
+    ) -> None:
+        """Nothing is installed yet; `values` are those of every `install`."""
         self._helm = helm
         self._plane = plane
+        self._values = values or {}
         self.namespace = namespace
         self.release = release
 
     def install(self, values: Mapping[str, str] | None = None, flags: Sequence[str] = ()) -> str:
         """Install it or upgrade it with the images that the nodes have, and wait until the operator is ready."""
-        pairs = {**_image("image", OPERATOR), **_image("runtime.onnx", RUNTIME), **(values or {})}
+        # Nobody has the GPUs, so torch and CUDA would have nothing to do; pods start and see their devices without.
+        images = {**_image("image", OPERATOR), **_image("runtime.onnx", RUNTIME), **_image("runtime.full", RUNTIME)}
+        pairs = {**images, **self._values, **(values or {})}
         settings = [part for key, value in pairs.items() for part in ("--set-string", f"{key}={value}")]
         where = ["--install", "--create-namespace", self.release, str(CHART)]
         try:
@@ -34,12 +47,34 @@ class Chart:
         except subprocess.CalledProcessError as error:
             raise StartError(f"{error.stderr}\n{self.operator()}") from None
 
+    @property
+    def fullname(self) -> str:
+        """The name of the operator's Deployment and of its ServiceAccount."""
+        return self.release if "ensembles" in self.release else f"{self.release}-ensembles"
+
+    @property
+    def user(self) -> str:
+        """The operator's ServiceAccount, as the audit log names it."""
+        return f"system:serviceaccount:{self.namespace}:{self.fullname}"
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """No operator of this release runs meanwhile."""
+        deployment = f"deployment/{self.fullname}"
+        self._plane.kubectl("scale", deployment, "--replicas=0", namespace=self.namespace)
+        pods = ("pods", *SELECTOR, "--for=delete", "--timeout=60s")
+        self._plane.kubectl("wait", *pods, namespace=self.namespace)
+        try:
+            yield
+        finally:
+            self._plane.kubectl("scale", deployment, "--replicas=1", namespace=self.namespace)
+            self._plane.kubectl("rollout", "status", deployment, "--timeout=60s", namespace=self.namespace)
+
     def operator(self) -> str:
         """What the operator's pods are at, and the end of their log."""
-        selector = ("-l", "app.kubernetes.io/name=ensemble-operator")
-        pods = self._plane.kubectl("describe", "pods", *selector, namespace=self.namespace)
+        pods = self._plane.kubectl("describe", "pods", *SELECTOR, namespace=self.namespace)
         try:
-            log = self._plane.kubectl("logs", *selector, "--tail=30", namespace=self.namespace)
+            log = self._plane.kubectl("logs", *SELECTOR, "--tail=30", namespace=self.namespace)
         except subprocess.CalledProcessError as error:  # no container has started
             log = error.stderr
         return f"{pods[-3000:]}\n{log}"

@@ -49,7 +49,7 @@ class Client:
             OSError: Nobody answers.
         """
         where = urlsplit(self.url)
-        connection = http.client.HTTPSConnection(where.netloc, context=self._tls, timeout=TIMEOUT_SECONDS)
+        connection = self._connection(where.scheme, where.netloc)
         headers = {"Authorization": f"Bearer {self.token}", "Accept": "application/json", "Content-Type": media}
         terms = urlencode(
             {key: str(value).lower() if isinstance(value, bool) else value for key, value in query.items()}
@@ -68,6 +68,11 @@ class Client:
             told = result if isinstance(result, dict) else {}
             raise ApiError(answer.status, told.get("reason", answer.reason), told.get("message", content))
         return result
+
+    def _connection(self, scheme: str, netloc: str) -> http.client.HTTPConnection:
+        if scheme == "http":  # `kubectl proxy`, which knows who the user is
+            return http.client.HTTPConnection(netloc, timeout=TIMEOUT_SECONDS)
+        return http.client.HTTPSConnection(netloc, context=self._tls, timeout=TIMEOUT_SECONDS)
 
     def get(self, path: str, **query: str | int | bool) -> Any:
         """An object, or a list with its envelope."""

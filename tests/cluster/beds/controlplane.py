@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
 import subprocess
@@ -14,8 +13,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from beds.client import ApiError, Client, Manifest
-from beds.processes import Program, free_ports, wait_for
+from beds.access import Access
+from beds.client import ApiError, Client
+from beds.processes import Program, free_ports
 
 ADMIN = "admin"
 CONTROLLERS = "system:kube-controller-manager"
@@ -59,7 +59,7 @@ class Options:
     controllers: tuple[str, ...] = ()
 
 
-class ControlPlane:
+class ControlPlane(Access):
     """One control plane; a context manager that leaves nothing behind but its logs.
 
     Attributes:
@@ -70,7 +70,6 @@ class ControlPlane:
     """
 
     def __init__(self, binaries: Mapping[str, Path], folder: Path, options: Options | None = None) -> None:
-        self.folder = folder
         self._binaries = binaries
         self._options = options = options or Options()
         self._etcd_port, peers, port = free_ports(3, options.address)
@@ -79,7 +78,7 @@ class ControlPlane:
         users = {ADMIN: ("system:masters",), CONTROLLERS: (), SCHEDULER: (), **(options.users or {})}
         self._tokens = {name: secrets.token_hex(16) for name in users}
         self._groups = users
-        self.admin = Client(self.url, self.ca, self._tokens[ADMIN])
+        super().__init__(Client(self.url, self.ca, self._tokens[ADMIN]), binaries["kubectl"], folder)
         self.etcd = self._program("etcd", self._etcd_flags(peers))
         self.apiserver = self._program("kube-apiserver", self._api_flags(port))
         self.controllers = self._program("kube-controller-manager", self._controller_flags())
@@ -158,29 +157,6 @@ class ControlPlane:
         """A client with somebody's token."""
         return Client(self.url, self.ca, token)
 
-    def kubectl(self, *arguments: str, manifests: Sequence[Manifest] = (), namespace: str = "default") -> str:
-        """What the real kubectl prints; manifests go to its standard input (name it: `apply -f -`).
-
-        Raises:
-            subprocess.CalledProcessError: It fails; `stderr` says why.
-        """
-        given = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(manifests)}) if manifests else None
-        command = [str(self._binaries["kubectl"]), "--kubeconfig", str(self._admin_file()), "-n", namespace, *arguments]
-        # Its discovery cache must not outlive the cluster, nor be the user's.
-        environment = os.environ | {"KUBECACHEDIR": str(self.folder / "kubectl-cache")}
-        return subprocess.run(
-            command, input=given, env=environment, capture_output=True, text=True, check=True, timeout=60
-        ).stdout
-
-    def namespace(self, *, enforce: str | None = None) -> str:
-        """A fresh namespace with its `default` ServiceAccount; `enforce` names a pod security standard."""
-        labels = {"pod-security.kubernetes.io/enforce": enforce} if enforce else {}
-        name = f"test-{secrets.token_hex(4)}"
-        self.admin.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
-        account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
-        wait_for(lambda: self.admin.exists(account), f"the default ServiceAccount of {name}")
-        return name
-
     def service_account(self, namespace: str, name: str) -> str:
         """A token of a ServiceAccount, which is made where it is missing; it has only the rights given to it."""
         manifest = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": name, "namespace": namespace}}
@@ -237,12 +213,6 @@ class ControlPlane:
             return bool(self.admin.get("/readyz") == "ok")
         except (OSError, ApiError):
             return False
-
-    def _admin_file(self) -> Path:
-        path = self.folder / "kubeconfig-admin"
-        if not path.exists():
-            self.kubeconfig().rename(path)
-        return path
 
     def _write(self, name: str, content: str) -> None:
         path = self.folder / name

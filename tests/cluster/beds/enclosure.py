@@ -38,6 +38,11 @@ def inside() -> bool:
     return MARK in os.environ
 
 
+def archives() -> list[Path]:
+    """The images that were built before this enclosure was entered, for its nodes to load."""
+    return [Path(path) for path in os.environ[MARK].split(os.pathsep)]
+
+
 def missing() -> str | None:
     """One line that says what this machine lacks for real nodes; None where nothing."""
     if sys.platform != "linux" or os.geteuid() != 0:
@@ -50,16 +55,17 @@ def missing() -> str | None:
     return binaries.missing(PROGRAMS)
 
 
-def enter(command: list[str]) -> NoReturn:
+def enter(command: list[str], images: list[Path]) -> NoReturn:
     """This process becomes the enclosure and ends with the command's exit code; all inside ends with it."""
+    marked = os.environ | {MARK: os.pathsep.join(map(str, images))}
     flags = ["--net", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]
-    os.execvp("unshare", ["unshare", *flags, "--", sys.executable, __file__, "--inside", *command])
+    os.execvpe("unshare", ["unshare", *flags, "--", sys.executable, __file__, "--inside", *command], marked)
 
 
 def _supervise(command: list[str]) -> int:
     """The first process of the namespace: brings loopback up, and buries whatever containers leave behind."""
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    process = subprocess.Popen(command, env=os.environ | {MARK: "1"})
+    process = subprocess.Popen(command)
     while True:
         try:
             pid, status = os.wait()
@@ -81,8 +87,7 @@ def main(arguments: list[str]) -> int:
         print(line, flush=True)
 
     binaries.provide(PROGRAMS, say)
-    images.provide(images.PROJECT, say)
-    enter(arguments)
+    enter(arguments, images.provide(images.PROJECT, say))
 
 
 if __name__ == "__main__":

@@ -67,22 +67,20 @@ def provide(images: tuple[Image, ...], say: Callable[[str], None]) -> list[Path]
     Raises:
         ImageError: A tool failed.
     """
-    if not _identity(PAUSE):
-        say("building the pause image ...")
-        _pause()
-    if not _identity(BASE):
-        say("building the base image (once, half a minute) ...")
-        _base()
-    for image in images:
-        say(f"building {image.name} from {image.dockerfile} ...")
-        _build(image)
-    _prune()
-    return archives(images)
-
-
-def archives(images: tuple[Image, ...]) -> list[Path]:
-    """The archives of images that have been built, the pause image first. No network is needed."""
-    return [_archive(name) for name in (PAUSE, *(image.name for image in images))]
+    with (_cache() / "building.lock").open("w") as lock:
+        # One after the other: whoever builds other sources at the same time gives them the same names.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _identity(PAUSE):
+            say("building the pause image ...")
+            _pause()
+        if not _identity(BASE):
+            say("building the base image (once, half a minute) ...")
+            _base()
+        for image in images:
+            say(f"building {image.name} from {image.dockerfile} ...")
+            _build(image)
+        _prune()
+        return [_archive(name) for name in (PAUSE, *(image.name for image in images))]
 
 
 def _pause() -> None:
@@ -121,26 +119,30 @@ def _build(image: Image) -> None:
 def _prune() -> None:
     """Remove what earlier builds have left behind: each change of the code replaces an image of half a gigabyte."""
     filters = ("--filter", "dangling=true", "--filter", f"label={LABEL}")
-    for left in _run("buildah", "images", "--quiet", "--no-trunc", *filters).split():
-        subprocess.run(["buildah", "rmi", left], capture_output=True)  # one that is in use stays for the next time
+    # What fails stays for the next time: an image that is in use, a list that somebody's build changes meanwhile.
+    listed = subprocess.run(["buildah", "images", "--quiet", "--no-trunc", *filters], capture_output=True, text=True)
+    for left in listed.stdout.split():
+        subprocess.run(["buildah", "rmi", left], capture_output=True)
 
 
 def _archive(name: str) -> Path:
+    stem = name.replace("/", "_").replace(":", "_")
+    archive = _cache() / f"{stem}-{_identity(name)[:16]}.tar"
+    if not archive.exists():
+        for old in _cache().glob(f"{stem}-*.tar"):
+            if time.time() - old.stat().st_mtime > KEPT_SECONDS:  # a cluster beside this one may still load it
+                old.unlink()
+        half_done = archive.with_suffix(".part")
+        half_done.unlink(missing_ok=True)  # of somebody who was killed over it
+        _run("buildah", "push", "--quiet", name, f"docker-archive:{half_done}:{name}")
+        half_done.rename(archive)
+    return archive
+
+
+def _cache() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ensembles" / "images"
     cache.mkdir(parents=True, exist_ok=True)
-    stem = name.replace("/", "_").replace(":", "_")
-    with (cache / f"{stem}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        archive = cache / f"{stem}-{_identity(name)[:16]}.tar"
-        if not archive.exists():
-            for old in cache.glob(f"{stem}-*.tar"):
-                if time.time() - old.stat().st_mtime > KEPT_SECONDS:  # a cluster beside this one may still load it
-                    old.unlink()
-            half_done = archive.with_suffix(".part")
-            half_done.unlink(missing_ok=True)  # of somebody who was killed over it
-            _run("buildah", "push", "--quiet", name, f"docker-archive:{half_done}:{name}")
-            half_done.rename(archive)
-        return archive
+    return cache
 
 
 def _identity(name: str) -> str:

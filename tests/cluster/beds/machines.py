@@ -97,6 +97,11 @@ class Machines:
             program.kill()
         self.plane.stop()
 
+    def service_url(self, namespace: str, name: str) -> str:
+        """The address of a Service's port 8000, which is also this process's way through kube-proxy's rules."""
+        service = self.plane.admin.get(f"/api/v1/namespaces/{namespace}/services/{name}")
+        return f"http://{service['spec']['clusterIP']}:8000"
+
     def add(self) -> Node:
         """One more node joins, with all images."""
         number = len(self.nodes) + 1

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +18,7 @@ from beds.client import Manifest
 from beds.processes import Program
 
 COLUMNS, CLASSES = 8, 4
+BATCH_SIZES = (1, 8, 32)
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,9 @@ class Classifier:
         shares: NDArray[np.float32] = (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
         return shares
 
-    def write(self, folder: Path) -> str:
-        """Write NAME.onnx; returns its digest."""
+    @cached_property
+    def content(self) -> bytes:
+        """The ONNX file."""
         nodes = [
             helper.make_node("MatMul", ["x", "weights"], ["scores"]),
             helper.make_node("Softmax", ["scores"], ["y"], axis=1),
@@ -45,55 +50,83 @@ class Classifier:
             [numpy_helper.from_array(self.weights, "weights")],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-        content = model.SerializeToString()
-        (folder / f"{self.name}.onnx").write_bytes(content)
-        return hashlib.sha256(content).hexdigest()
+        content: bytes = model.SerializeToString()
+        return content
+
+    @property
+    def digest(self) -> str:
+        """Of the file, in hexadecimal SHA-256."""
+        return hashlib.sha256(self.content).hexdigest()
 
 
-def classifiers(count: int) -> list[Classifier]:
-    """As many different classifiers, the same ones every time."""
+def _classifiers(count: int) -> tuple[Classifier, ...]:
     random = np.random.default_rng(7)
-    return [Classifier(f"net-{i}", random.normal(size=(COLUMNS, CLASSES)).astype(np.float32)) for i in range(count)]
+    return tuple(
+        Classifier(f"net-{i}", random.normal(size=(COLUMNS, CLASSES)).astype(np.float32)) for i in range(count)
+    )
+
+
+CLASSIFIERS = _classifiers(8)
+"""The same ones every time."""
 
 
 class ModelServer:
-    """A folder of models over HTTP; whatever is written to `folder` is there at once."""
+    """All classifiers over HTTP."""
 
     def __init__(self, folder: Path, address: str, port: int = 8080) -> None:
-        self.folder = folder
         self.url = f"http://{address}:{port}"
+        self._folder = folder
         command = [sys.executable, "-m", "http.server", str(port), "--bind", address, "--directory", folder]
         self.program = Program("models", command, folder.with_name("models.log"))
 
     def start(self) -> None:
         """Serve from now on."""
-        self.folder.mkdir(exist_ok=True)
+        self._folder.mkdir(exist_ok=True)
+        for one in CLASSIFIERS:
+            (self._folder / f"{one.name}.onnx").write_bytes(one.content)
         self.program.start()
 
-    def ensemble(self, namespace: str, name: str, members: int = 3, **spec: object) -> Manifest:
-        """An ensemble of so many classifiers, on CPUs unless the spec says otherwise; its models are written."""
-        listed = [
-            {
-                "name": one.name,
-                "model": {
-                    "uri": f"{self.url}/{one.name}.onnx",
-                    "format": "ONNX",
-                    "sha256": one.write(self.folder),
-                },
-                "batchSizes": [1, 8, 32],
-            }
-            for one in classifiers(members)
-        ]
-        return {
-            "apiVersion": "ensembles.dev/v1alpha1",
-            "kind": "InferenceEnsemble",
-            "metadata": {"name": name, "namespace": namespace},
-            "spec": {
-                "members": listed,
-                "inputs": [{"name": "x", "datatype": "FP32", "shape": [COLUMNS]}],
-                "outputs": [{"name": "y", "datatype": "FP32", "shape": [CLASSES]}],
-                "combination": {"rule": "Mean", "predictions": "Probabilities"},
-                "devices": {"kinds": ["CPU"]},
-                **spec,
-            },
-        }
+
+def ensemble(url: str, namespace: str, name: str, members: int = 3, **spec: object) -> Manifest:
+    """An ensemble of the first so many classifiers, fetched from `url`; on CPUs unless the spec says otherwise."""
+    return {
+        "apiVersion": "ensembles.dev/v1alpha1",
+        "kind": "InferenceEnsemble",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "members": [member(url, one) for one in CLASSIFIERS[:members]],
+            "inputs": [{"name": "x", "datatype": "FP32", "shape": [COLUMNS]}],
+            "outputs": [{"name": "y", "datatype": "FP32", "shape": [CLASSES]}],
+            "combination": {"rule": "Mean", "predictions": "Probabilities"},
+            "devices": {"kinds": ["CPU"]},
+            **spec,
+        },
+    }
+
+
+def member(url: str, one: Classifier, **fields: object) -> Manifest:
+    """A classifier as a member of an ensemble."""
+    model = {"uri": f"{url}/{one.name}.onnx", "format": "ONNX", "sha256": one.digest}
+    return {"name": one.name, "model": model, "batchSizes": list(BATCH_SIZES), **fields}
+
+
+def profile(one: Classifier, namespace: str, device_type: str = "cpu-1", *, memory_mib: float = 128) -> Manifest:
+    """What a classifier costs, so that nothing has to be measured."""
+    points = [{"batchSize": size, "seconds": 1e-4 * size**0.5, "memoryMib": memory_mib} for size in BATCH_SIZES]
+    return {
+        "apiVersion": "ensembles.dev/v1alpha1",
+        "kind": "ModelProfile",
+        "metadata": {"name": f"{one.name}-{device_type}", "namespace": namespace},
+        "spec": {"model": {"sha256": one.digest}, "deviceType": device_type, "points": points},
+    }
+
+
+def combined(spec: Mapping[str, Any], rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What an ensemble of classifiers answers, by numpy alone; rules Mean and WeightedMean."""
+    by_digest = {one.digest: one for one in CLASSIFIERS}
+    members, rule = spec["members"], spec["combination"]["rule"]
+    assert rule in ("Mean", "WeightedMean"), rule
+    weights = [one.get("weight", 1.0) if rule == "WeightedMean" else 1.0 for one in members]
+    predictions = [by_digest[one["model"]["sha256"]].predict(rows) for one in members]
+    mean: NDArray[np.float32] = np.average(predictions, axis=0, weights=weights).astype(np.float32)
+    return mean

@@ -112,8 +112,9 @@ class Node:
         return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
 
     def allocatable(self, resource: str) -> int:
-        """How many of a resource the kubelet offers to pods."""
-        return int(self.plane.admin.get(f"/api/v1/nodes/{self.name}")["status"]["allocatable"].get(resource, 0))
+        """How much of a resource the kubelet offers to pods; memory in KiB."""
+        offered = self.plane.admin.get(f"/api/v1/nodes/{self.name}")["status"]["allocatable"]
+        return int(str(offered.get(resource, 0)).removesuffix("Ki"))
 
     def break_gpus(self, *uuids: str) -> None:
         """The device plugin reports these GPUs as unhealthy from now on, and all others as healthy."""

@@ -5,7 +5,6 @@ Runs inside an enclosure, with `demo` or `shell`; Ctrl-D ends the shell, and wit
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -16,16 +15,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
-import tritonclient.http
 
-from beds import binaries, enclosure, images
+from beds import binaries, enclosure
 from beds.chart import Chart
+from beds.cluster import Cluster
 from beds.machines import Machines
-from beds.models import COLUMNS, classifiers
-from beds.processes import wait_for
+from beds.models import COLUMNS, combined
+from beds.served import Served
 
 NAME = "three-nets"
-READY_SECONDS = 300.0
 
 
 def main(mode: str) -> int:
@@ -33,52 +31,41 @@ def main(mode: str) -> int:
     programs = binaries.provide(enclosure.PROGRAMS, _say)
     with tempfile.TemporaryDirectory() as place:
         _say("two nodes, Services, DNS ...")
-        with Machines(programs, images.archives(images.PROJECT), Path(place) / "bed") as machines:
+        with Machines(programs, enclosure.archives(), Path(place) / "bed") as machines:
             _say("helm install ...")
-            Chart(programs["helm"], machines.plane).install()
-            _apply(machines)
-            _show(machines)
+            chart = Chart(programs["helm"], machines.plane)
+            chart.install()
+            cluster = Cluster(machines.plane, chart, machines.models.url, machines.service_url)
+            _show(_applied(cluster))
             if mode == "shell":
                 _shell(machines, programs)
     return 0
 
 
-def _apply(machines: Machines) -> None:
-    plane, manifest = machines.plane, machines.models.ensemble("default", NAME)
+def _applied(cluster: Cluster) -> Served:
+    """An ensemble that is ready; its members have been measured first, as nobody has written profiles."""
+    ensemble = Served(cluster, "default", NAME)
     _say("kubectl apply ...")
     start = time.monotonic()
-    plane.kubectl("apply", "-f", "-", manifests=[manifest])
-    path = plane.admin.path(manifest)
-
-    def ready() -> bool:
-        conditions = plane.admin.get(path).get("status", {}).get("conditions", [])
-        return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
-
+    ensemble.apply()
     try:
-        wait_for(ready, f"{NAME} ready", READY_SECONDS)
+        ensemble.wait()
     except TimeoutError:
-        print(plane.kubectl("describe", "ie", NAME), plane.kubectl("get", "pods,events", "-A"), sep="\n")
+        print(cluster.report())
         raise
     _say(f"ready after {time.monotonic() - start:.1f} s")
+    return ensemble
 
 
-def _show(machines: Machines) -> None:
-    plane = machines.plane
-    print(plane.kubectl("get", "ie", "-o", "wide"))
-    print(plane.kubectl("get", "pods", "-o", "wide"))
-    status = json.loads(plane.kubectl("get", "ie", NAME, "-o", "json"))["status"]
-    for row in status["matrix"]:
+def _show(ensemble: Served) -> None:
+    print(f"\n$ kubectl get ie,pods -o wide\n{ensemble.cluster.plane.kubectl('get', 'ie,pods', '-o', 'wide')}")
+    print("the matrix:")
+    for row in ensemble.space.status(NAME)["matrix"]:
         cells = ", ".join(f"{cell['member']} x {cell['batchSize']}" for cell in row["cells"])
         print(f"{row['node']:10} {row['device']:8} {row['type']:24} {cells}")
-    service = plane.admin.get(f"/api/v1/namespaces/default/services/{NAME}")["spec"]
-    client = tritonclient.http.InferenceServerClient(f"{service['clusterIP']}:{service['ports'][0]['port']}")
     rows = np.linspace(-1, 1, 2 * COLUMNS, dtype=np.float32).reshape(2, COLUMNS)
-    tensor = tritonclient.http.InferInput("x", list(rows.shape), "FP32")
-    tensor.set_data_from_numpy(rows)
-    answer = client.infer(NAME, [tensor]).as_numpy("y")
-    print(f"predictions through the Service:\n{answer}")
-    expected = np.mean([one.predict(rows) for one in classifiers(3)], axis=0)
-    print(f"the same in numpy:\n{expected}")
+    print(f"\npredictions through the Service:\n{ensemble.predict(rows)}")
+    print(f"the same in numpy:\n{combined(ensemble.manifest['spec'], rows)}", flush=True)
 
 
 def _shell(machines: Machines, programs: dict[str, Path]) -> None:
