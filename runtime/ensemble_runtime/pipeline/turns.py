@@ -14,7 +14,8 @@ from ensemble_runtime.pipeline.intake import Intake
 
 _HAND_OVER = 0.0002
 """Seconds in which a process that waits for the device takes it, once it is given way to."""
-_GIVING_WAY = 2
+_DECLINED = 2
+"""So often in a row it gives way to nobody, then it goes first itself: who is behind may be dead, or slow to wake."""
 
 
 def shared(arena: Arena, cell: int) -> bool:
@@ -40,13 +41,17 @@ class Turn:
         self._position = len(config.members) + device  # the locks of the members' queues come first
 
     def __enter__(self) -> None:
-        for _ in range(_GIVING_WAY):
-            self._lock()
-            if not self._others_are_behind():
-                return
+        idle, process = self._arena.idle, self._process
+        self._lock()
+        declined = 0
+        while declined < _DECLINED and self._others_are_behind():
+            done = self._done_by_others()
+            idle[process] = 0  # its device is another's: the member's cells elsewhere need leave nothing for it
             fcntl.lockf(self._arena.fd, fcntl.LOCK_UN, 1, self._position)
             time.sleep(_HAND_OVER)
-        self._lock()
+            self._lock()
+            declined = declined + 1 if self._done_by_others() == done else 0
+        idle[process] = 1
 
     def __exit__(self, *_: object) -> None:
         fcntl.lockf(self._arena.fd, fcntl.LOCK_UN, 1, self._position)
@@ -58,6 +63,10 @@ class Turn:
             self._arena.idle[self._process] = 0
             fcntl.lockf(self._arena.fd, fcntl.LOCK_EX, 1, self._position)
             self._arena.idle[self._process] = 1
+
+    def _done_by_others(self) -> int:
+        """Batches that the device's other processes have computed."""
+        return sum(int(self._arena.counters[other, 0]) for other in self._others)
 
     def _others_are_behind(self) -> bool:
         waiting = self._own.waiting_rows()
