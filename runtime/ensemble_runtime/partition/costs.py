@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from ensemble_runtime.config import Device, DeviceKind
-from ensemble_runtime.partition.graph import Graph, Placement
+from ensemble_runtime.partition.graph import Graph, Placement, Tensor
 from ensemble_runtime.partition.instance import Flow, Instance, Link, Task
 from ensemble_runtime.partition.plan import Array, Memory
 from ensemble_runtime.partition.runs import Program, Run, program
 from ensemble_runtime.partition.sessions import Call, Piece, cut_out, open_session
-from ensemble_runtime.partition.shapes import Found
+from ensemble_runtime.partition.shapes import Found, sample
 
 MIN_ROUNDS, MAX_ROUNDS, ROUND_SECONDS = 5, 200, 0.25
 """The graph is computed so often, within about so many seconds if that is enough."""
@@ -209,10 +209,12 @@ def _binding(session: Any, run: Run, call: Call, memory: Memory) -> Any:
 
 def _random_inputs(graph: Graph) -> dict[str, Array]:
     random = np.random.default_rng(0)
-    found = {}
-    for name in graph.inputs:
-        tensor = graph.tensors[name]
-        kind = np.dtype(tensor.datatype)
-        draw = random.standard_normal(tensor.shape) if kind.kind == "f" else np.zeros(tensor.shape)
-        found[name] = draw.astype(kind)
-    return found
+    found = sample(graph.model, {name: _found(graph.tensors[name]) for name in graph.inputs})
+    return {
+        name: random.standard_normal(array.shape).astype(array.dtype) if array.dtype.kind == "f" else array
+        for name, array in found.items()
+    }
+
+
+def _found(tensor: Tensor) -> Found:
+    return Found(tensor.datatype, tensor.shape)

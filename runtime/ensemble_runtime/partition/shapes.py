@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import helper
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 
 from ensemble_runtime.errors import ModelInvalidError
 from ensemble_runtime.members.checks import first_line
 
+Array = NDArray[Any]
 _SMALL = 4096
 """Bytes; a weight of no more may be a shape."""
 
@@ -119,21 +122,57 @@ def _numpy(datatype: int) -> str:
     return name
 
 
+def sample(model: onnx.ModelProto, inputs: Mapping[str, Found]) -> dict[str, Array]:
+    """Inputs on which a model can be run: zeros, unless it takes only others.
+
+    Which branch a model takes may depend on an input, such as a sampling rate, and only one may fit the shapes. So
+    where zeros are refused, the whole numbers are tried that the model compares such an input with.
+    """
+    tries = list(_samples(model, inputs))
+    if len(tries) == 1:
+        return tries[0]
+    try:
+        return _ran(model, tries, [x.name for x in model.graph.output])[0]
+    except ModelInvalidError:
+        return tries[0]
+
+
 def _run(model: onnx.ModelProto, known: Mapping[str, Found], wanted: list[str]) -> dict[str, Found]:
-    """Run the model on zeros, with what is wanted as outputs."""
+    """Run the model on a sample, with what is wanted as outputs."""
     telling = onnx.ModelProto()
     telling.CopyFrom(model)
     outputs = {x.name for x in model.graph.output}
     telling.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in outputs)
-    feeds = {x.name: np.zeros(known[x.name].shape, known[x.name].datatype) for x in model.graph.input}
+    _, answers = _ran(telling, list(_samples(model, known)), wanted)
+    return {name: _of(answer) for name, answer in zip(wanted, answers, strict=True) if isinstance(answer, np.ndarray)}
+
+
+def _ran(model: onnx.ModelProto, tries: Sequence[dict[str, Array]], wanted: list[str]) -> tuple[dict[str, Array], Any]:
+    """The first sample that the model can be run on, and what it answers."""
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(telling.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        answers = session.run(wanted, feeds)
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        for feeds in tries[:-1]:
+            with suppress(Exception):  # the next one may fit
+                return feeds, session.run(wanted, feeds)
+        return tries[-1], session.run(wanted, tries[-1])
     except Exception as error:  # ONNX Runtime raises a dozen classes without a common base
         raise ModelInvalidError(f"cannot be run by ONNX Runtime: {first_line(error)}") from error
-    return {name: _of(answer) for name, answer in zip(wanted, answers, strict=True) if isinstance(answer, np.ndarray)}
+
+
+def _samples(model: onnx.ModelProto, inputs: Mapping[str, Found]) -> Iterator[dict[str, Array]]:
+    zeros = {x.name: np.zeros(inputs[x.name].shape, inputs[x.name].datatype) for x in model.graph.input}
+    yield zeros
+    weights = {x.name: x for x in model.graph.initializer if x.ByteSize() <= _SMALL}
+    for node in model.graph.node:
+        if node.op_type != "Equal":
+            continue
+        for name, other in (node.input, reversed(node.input)):
+            if name in zeros and zeros[name].dtype.kind in "iu" and other in weights:
+                value = numpy_helper.to_array(weights[other])
+                if value.size == 1:
+                    yield zeros | {name: np.full_like(zeros[name], value.item())}
 
 
 def _of(answer: np.ndarray[Any, Any]) -> Found:

@@ -91,21 +91,26 @@ def test_silero_vad(whole: Whole, two_devices: Devices, seed: int) -> None:
             np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_silero_vad_with_branches(whole: Whole, two_devices: Devices) -> None:
-    """This variant has branches, each of which stays one operator."""
-    path = Path(str(distribution("silero-vad").locate_file("silero_vad/data/silero_vad_16k_op15.onnx")))
+@pytest.mark.parametrize(
+    ("file", "rate", "samples"),
+    [("silero_vad.onnx", 16000, 576), ("silero_vad.onnx", 8000, 288), ("silero_vad_16k_op15.onnx", 16000, 576)],
+)
+def test_silero_vad_with_branches(whole: Whole, two_devices: Devices, file: str, rate: int, samples: int) -> None:
+    """Each branch stays one operator; in the first file all of the model is in branches, one for each sampling rate."""
+    path = Path(str(distribution("silero-vad").locate_file(f"silero_vad/data/{file}")))
     model = onnx.load(path)
     feeds = {
-        "input": np.random.default_rng(0).normal(size=(2, 576)).astype(np.float32),
+        "input": np.random.default_rng(0).normal(size=(2, samples)).astype(np.float32),
         "state": np.zeros((2, 2, 128), np.float32),
-        "sr": np.array(16000, np.int64),
+        "sr": np.array(rate, np.int64),
     }
     graph = parse(model, {name: feeds[name].shape for name in (x.name for x in model.graph.input)})
     assert "If" in {x.op_type for x in graph.operators}
-    with executor(graph, spread(graph, 1), two_devices) as both:
-        answers = both.compute([feeds[x] for x in graph.inputs])
-    for found, expected in zip(answers, whole(model).run(list(graph.outputs), feeds), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    for seed in range(4):
+        with executor(graph, spread(graph, seed), two_devices) as both:
+            answers = both.compute([feeds[x] for x in graph.inputs])
+        for found, expected in zip(answers, whole(model).run(list(graph.outputs), feeds), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_chunks_of_a_layer_share_one_session(recurrent_models: ModuleType, two_devices: Devices) -> None:

@@ -118,6 +118,30 @@ def test_shapes_that_inference_cannot_tell_come_from_a_run() -> None:
     assert graph.tensors["y"].shape == (6, 6)
 
 
+@pytest.mark.parametrize(("width", "columns"), [(3, 5), (4, 6)])
+def test_the_branch_that_fits_the_shapes_tells_them(width: int, columns: int) -> None:
+    """Each branch multiplies by a matrix of its own height, and the input `kind` says which of them is meant."""
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [helper.make_node("MatMul", ["x", name], [f"{name}_y"])],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, None)],
+        )
+        for name in ("then", "else")
+    }
+    nodes = [
+        helper.make_node("Equal", ["kind", "seven"], ["chosen"]),
+        helper.make_node("If", ["chosen"], ["y"], name="branch", **branches),
+    ]
+    weights = {"then": np.ones((3, 5), np.float32), "else": np.ones((4, 6), np.float32), "seven": np.int64(7)}
+    model = model_of(nodes, {"x": ["rows", "width"]}, ["y"], **weights)
+    model.graph.input.append(helper.make_tensor_value_info("kind", TensorProto.INT64, []))
+    graph = parse(model, {"x": (2, width), "kind": ()})
+    assert graph.tensors["y"].shape == (2, columns)
+    assert graph.by_name["branch"].weights == ("else", "then")
+
+
 def test_an_input_without_a_shape_is_named() -> None:
     model = model_of([helper.make_node("Add", ["x", "z"], ["y"])], {"x": [2], "z": [2]}, ["y"])
     with pytest.raises(ModelInvalidError, match="input z"):
