@@ -113,6 +113,8 @@ def _shown(name: str, found: Mapping[str, Any]) -> Any:
     rows.append(_row("chosen", found["choice"]))
     best = min(base["makespanMs"] for base in found["baselines"] if base is not None)
     told = [f"{best / found['choice']['makespanMs']:.2f}x of the quicker device alone"]
+    if "measuredMs" in found:
+        told.append(f"run as chosen: {figure(found['measuredMs'])} ms, {best / found['measuredMs']:.2f}x")
     if "gap" in found:
         gap = found["gap"]
         told.append(f"{gap['fraction']:.2%} above the {'proven best' if gap['proven'] else 'best that was found'}")
@@ -132,6 +134,8 @@ def _shown(name: str, found: Mapping[str, Any]) -> Any:
 
 def _row(title: str, point: Mapping[str, Any]) -> list[str]:
     steps = {None: "not opened", 0: "whole directions"}.get(point["timeSteps"], str(point["timeSteps"]))
+    if point["byGates"]:
+        steps = "by gates"
     sizes = (point["makespanMs"], point["scarceBytes"] / MIB, point["otherBytes"] / MIB)
     return [title, steps, *map(figure, sizes)]
 

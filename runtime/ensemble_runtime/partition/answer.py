@@ -27,6 +27,7 @@ from ensemble_runtime.members.storage import fetch
 from ensemble_runtime.partition.graph import parse
 from ensemble_runtime.partition.planning import Choice, Costs, Planned, plan
 from ensemble_runtime.partition.simulation import SimulatedGpu
+from ensemble_runtime.partition.trial import executed
 
 MAX_BARS = 2000
 """More operators than anybody looks at; the rest of a schedule is left out of the chart, not of the placement."""
@@ -73,6 +74,9 @@ def partition(request: PartitionRequest, cache: Path) -> Iterator[dict[str, Any]
         # What is still taken when no session is left: the context, which every process has of its own.
         fixed = max(0, before - _free_bytes(gpu)) if gpu is not None else 0
         answer = record(planned, wanted, request.devices, chart=request.chart)
+        if planned.choice.split and not request.simulated:
+            choice = planned.choice
+            answer["measuredMs"] = 1000 * executed(choice.opened.graph, choice.placement, request.devices)
         yield {"digest": found.sha256, "batchSize": rows, "fixedBytes": fixed, **answer}
 
 
@@ -127,6 +131,7 @@ def _point(choice: Choice) -> dict[str, Any]:
     }
     return {
         "timeSteps": choice.opened.steps,
+        "byGates": choice.opened.by_gates,
         "makespanMs": schedule.makespan * 1000,
         "scarceBytes": schedule.scarce_bytes,
         "scarceWeightBytes": sum(schedule.instance.weights[name] for name in held),

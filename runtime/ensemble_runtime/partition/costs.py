@@ -3,6 +3,9 @@
 A device computes the whole graph as it would be served, call by call, in one thread that is bound to it: so caches are
 as warm as they will be. How a call's time is shared among its operators is told by a second pass, in which each
 operator is a call of its own. Two sets of cores are also measured both busy at once: cores share caches and memory.
+
+Once it is known which device computes what, that is measured again: a core whose caches hold half of the weights is
+faster, two that read the same weights are slower, than what was measured first tells.
 """
 
 from __future__ import annotations
@@ -11,9 +14,9 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Barrier
 from typing import Any
 
@@ -24,7 +27,7 @@ from ensemble_runtime.partition.graph import Graph, Placement, Tensor
 from ensemble_runtime.partition.instance import Flow, Instance, Link, Task
 from ensemble_runtime.partition.plan import Array, Memory
 from ensemble_runtime.partition.runs import Program, Run, program
-from ensemble_runtime.partition.sessions import Call, Piece, cut_out, open_session
+from ensemble_runtime.partition.sessions import Call, Piece, constants, cut_out, open_session
 from ensemble_runtime.partition.shapes import Found, sample
 
 MIN_ROUNDS, MAX_ROUNDS, ROUND_SECONDS = 5, 200, 0.25
@@ -87,38 +90,100 @@ def measured(graph: Graph, devices: Sequence[Device]) -> tuple[Measured, ...]:
         ModelInvalidError: ONNX Runtime refuses a part of it.
         DeviceUnavailableError: A device cannot be had.
     """
-    places = [_Place(device) for device in devices]
+    places = [Place(device) for device in devices]
     try:
         opening = [place.call(_Bench, graph, place.device) for place in places]
         benches = [bench.result() for bench in opening]
         alone = [place.call(bench.seconds).result() for place, bench in zip(places, benches, strict=True)]
         busy = alone
         if len(devices) > 1 and all(device.kind is DeviceKind.CPU for device in devices):
-            rounds = max(bench.rounds for bench in benches)
-            barrier = Barrier(2)
-            both = [place.call(bench.seconds, rounds, barrier) for place, bench in zip(places, benches, strict=True)]
-            for future in both:  # whoever fails must not leave the other waiting for the next round
-                future.add_done_callback(lambda done: barrier.abort() if done.exception() else None)
-            busy = [each.result() for each in both]
+            busy = _both(places, [bench.seconds for bench in benches], max(bench.rounds for bench in benches))
         return tuple(Measured(*found) for found in zip(alone, busy, strict=True))
     finally:
         for place in places:
             place.close()
 
 
-class _Place:
+def measured_in_place(
+    graph: Graph, placement: Placement, devices: tuple[Device, Device], shares: Seconds
+) -> tuple[Seconds, Seconds]:
+    """Measure two sets of cores, each with its own operators, both busy at once; neither waits for the other.
+
+    Args:
+        graph: What to compute.
+        placement: Where.
+        devices: Two sets of cores.
+        shares: How the time of a call is shared among its operators; those that are not in there share alike.
+
+    Returns:
+        Seconds of the operators of each device.
+
+    Raises:
+        ModelInvalidError: ONNX Runtime refuses a part of it.
+        DeviceUnavailableError: A device cannot be had.
+    """
+    served = program(graph, placement)
+    tensors = {name: _found(x) for name, x in graph.tensors.items()}
+    # One memory, as in serving: what one core writes the other one reads.
+    memory = Memory(tensors, served, set(), random_inputs(graph) | constants(graph, served.prelude, tensors))
+    places = [Place(device) for device in devices]
+    try:
+        own = [replace(served, runs=tuple(run for run in served.runs if run.device == d)) for d in (0, 1)]
+        opening = [
+            place.call(_Chain, graph, part, memory, place.device) for place, part in zip(places, own, strict=True)
+        ]
+        chains = [chain.result() for chain in opening]
+        rough = max(sum(place.call(chain.seconds, 1).result()) for place, chain in zip(places, chains, strict=True))
+        found = _both(places, [chain.seconds for chain in chains], _rounds(rough))
+        first, second = (_by_operator(graph, placement, d, own[d].runs, found[d], shares) for d in (0, 1))
+        return first, second
+    finally:
+        for place in places:
+            place.close()
+
+
+def _by_operator(
+    graph: Graph, placement: Placement, device: int, runs: Sequence[Run], seconds: Sequence[float], shares: Seconds
+) -> Seconds:
+    """The time of each run, shared among its operators; what is in no run takes none."""
+    found = {x.name: 0.0 for x in graph.operators if placement.device[x.name] == device}
+    for run, spent in zip(runs, seconds, strict=True):
+        weights = {name: shares.get(name, 1.0) for name in run.operators}
+        total = sum(weights.values()) or 1.0
+        found |= {name: spent * weight / total for name, weight in weights.items()}
+    return found
+
+
+def _rounds(seconds: float) -> int:
+    """How often a graph that takes so long is computed, for a reliable median in a short time."""
+    return min(MAX_ROUNDS, max(MIN_ROUNDS, round(ROUND_SECONDS / seconds)))
+
+
+def _both(places: Sequence[Place], measures: Sequence[Callable[[int, Barrier], Any]], rounds: int) -> list[Any]:
+    """Have both devices measure at once, round by round."""
+    barrier = Barrier(len(places))
+    both = [place.call(measure, rounds, barrier) for place, measure in zip(places, measures, strict=True)]
+    for future in both:  # whoever fails must not leave the other waiting for the next round
+        future.add_done_callback(lambda done: barrier.abort() if done.exception() else None)
+    return [each.result() for each in both]
+
+
+class Place:
     """A thread on a device."""
 
     def __init__(self, device: Device) -> None:
+        """Start it, and bind it if the device is a set of cores."""
         self.device = device
         self._thread = ThreadPoolExecutor(1)
         if device.kind is DeviceKind.CPU:
             self.call(os.sched_setaffinity, 0, device.cores).result()
 
     def call(self, work: Any, *arguments: object) -> Future[Any]:
+        """Have the thread do something."""
         return self._thread.submit(work, *arguments)
 
     def close(self) -> None:
+        """End the thread."""
         self._thread.shutdown(cancel_futures=True)
 
 
@@ -130,8 +195,8 @@ class _Bench:
         everything = Placement({operator.name: 0 for operator in graph.operators})
         served = program(graph, everything)
         apart = Program(tuple(_apart(graph, name) for name in everything.device), (), {})
-        own = _random_inputs(graph)
-        tensors = {name: Found(x.datatype, x.shape) for name, x in graph.tensors.items()}
+        own = random_inputs(graph)
+        tensors = {name: _found(x) for name, x in graph.tensors.items()}
         static = {y for name in served.prelude for y in graph.by_name[name].outputs}
         # As in serving, what depends on shapes only is in the host's memory, and so is what comes and goes.
         outside = {*graph.inputs, *graph.outputs, *static}
@@ -143,8 +208,8 @@ class _Bench:
 
     @property
     def rounds(self) -> int:
-        """How often the graph is computed, for a reliable median in a short time."""
-        return min(MAX_ROUNDS, max(MIN_ROUNDS, round(ROUND_SECONDS / sum(self._shares))))
+        """How often the graph is to be computed."""
+        return _rounds(sum(self._shares))
 
     def seconds(self, rounds: int = 0, barrier: Barrier | None = None) -> Seconds:
         """Of each operator; with a barrier while the other device is busy with the same."""
@@ -207,7 +272,8 @@ def _binding(session: Any, run: Run, call: Call, memory: Memory) -> Any:
     return binding
 
 
-def _random_inputs(graph: Graph) -> dict[str, Array]:
+def random_inputs(graph: Graph) -> dict[str, Array]:
+    """Inputs of a graph by name, on which it can be computed."""
     random = np.random.default_rng(0)
     found = sample(graph.model, {name: _found(graph.tensors[name]) for name in graph.inputs})
     return {

@@ -7,13 +7,11 @@ the second. Each keeps to its order and sleeps only where it needs something tha
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from threading import Thread
 from typing import Any, TypeVar, cast
-
-import numpy as np
 
 from ensemble_runtime.config import Device, DeviceKind
 from ensemble_runtime.errors import DeviceUnavailableError, ModelInvalidError
@@ -21,8 +19,8 @@ from ensemble_runtime.partition.gates import Gate
 from ensemble_runtime.partition.graph import Graph, Placement
 from ensemble_runtime.partition.plan import Array, Bound, Memory, bound, on_gpu
 from ensemble_runtime.partition.runs import program
-from ensemble_runtime.partition.sessions import Piece, cut_out, open_session
-from ensemble_runtime.partition.shapes import Found, inferred, shapes_of, without_weights
+from ensemble_runtime.partition.sessions import Piece, constants, cut_out, open_session
+from ensemble_runtime.partition.shapes import inferred, shapes_of, without_weights
 
 _PLANS = 32
 """Shapes of inputs whose bindings are kept."""
@@ -126,26 +124,9 @@ class Executor:
         if len(shapes) != len(graph.inputs):
             raise ModelInvalidError(f"{len(shapes)} inputs, expected {len(graph.inputs)}")
         found = shapes_of(graph.model, dict(zip(graph.inputs, shapes, strict=True)))
-        own = self._static(found)
+        own = constants(graph, self._program.prelude, found)
         placed = on_gpu(graph, self._placement, self._program, self._gpus) if self._gpus else set()
         return bound(graph, self._program, self._sessions, Memory(found, self._program, placed, own))
-
-    def _static(self, found: Mapping[str, Found]) -> dict[str, Array]:
-        """What depends on the shapes only, computed."""
-        if not self._program.prelude:
-            return {}
-        call = cut_out(self._graph, self._program.prelude)
-        inside = set(self._program.prelude)
-        outputs = [y for name in self._program.prelude for y in self._graph.by_name[name].outputs]
-        wanted = [
-            y for y in outputs if y in self._graph.outputs or not inside.issuperset(self._graph.readers.get(y, ()))
-        ]
-        model = call.piece.model(self._graph, [call.names[y] for y in wanted])
-        feeds = {
-            call.names[x]: np.zeros(found[x].shape, found[x].datatype) for x in call.names if x not in set(outputs)
-        }
-        answers = open_session(model, _HOST).run([call.names[y] for y in wanted], feeds)
-        return dict(zip(wanted, answers, strict=True))
 
     def _open(self, devices: tuple[Device, Device]) -> dict[tuple[int, Piece], Any]:
         """One session for each device and piece, with all the outputs that any of its runs has."""
@@ -159,10 +140,6 @@ class Executor:
             return {key: open_session(model, devices[device]) for key, model in models.items() if key[0] == device}
 
         return opened(0) | self._second.call(lambda: opened(1))
-
-
-_HOST = Device(name="host", kind=DeviceKind.CPU, type="cpu-1", memory_bytes=1, cores=(0,))
-"""Where shapes are computed; one thread, whichever core it is on."""
 
 
 class _SecondDevice:

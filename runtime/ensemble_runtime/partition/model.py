@@ -16,9 +16,9 @@ from ensemble_runtime.members.model import Array, Model, as_declared
 from ensemble_runtime.members.onnx_model import OnnxModel
 from ensemble_runtime.partition.execute import Executor
 from ensemble_runtime.partition.graph import Graph, parse
-from ensemble_runtime.partition.opening import opened, overlapping
+from ensemble_runtime.partition.opening import alternating, opened, overlapping
 from ensemble_runtime.partition.planning import Costs, plan, ways_to_open
-from ensemble_runtime.partition.trial import Proposal, alternating, on_trial
+from ensemble_runtime.partition.trial import Proposal, on_trial
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ensemble_runtime.partition.glue import push
-from ensemble_runtime.partition.graph import Graph, parse
+from ensemble_runtime.partition.graph import Graph, Placement, parse
 from ensemble_runtime.partition.recurrence import Recurrence, divides, open_node, openable
 from ensemble_runtime.partition.rewriting import Rewriting
 
@@ -67,3 +67,18 @@ def opened(graph: Graph, steps: Mapping[str, int]) -> Graph:
                 rewriting.whole(name)
             rewriting.copy(node)
     return parse(rewriting.model(), {name: graph.tensors[name].shape for name in graph.inputs})
+
+
+def alternating(graph: Graph) -> Placement:
+    """Every other recurrent layer on the second device, and what follows a layer on the device of that layer.
+
+    All chunks of a layer, which share its weights, are on one device; directions and branches count as layers.
+    """
+    layers: dict[tuple[str, ...], int] = {}
+    device: dict[str, int] = {}
+    for operator in graph.operators:
+        if operator.op_type in RECURRENT:
+            device[operator.name] = layers.setdefault(operator.weights, len(layers)) % 2
+        else:
+            device[operator.name] = next((device[x] for x in graph.predecessors[operator.name]), 0)
+    return Placement(device)

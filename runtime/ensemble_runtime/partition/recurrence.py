@@ -103,16 +103,16 @@ def open_node(rewriting: Rewriting, node: onnx.NodeProto, steps: int) -> None:
         steps: Time steps of a chunk; 0, or as many as there are, does not cut time.
     """
     recurrence = Recurrence(node)
-    x = _time_first(rewriting, recurrence)
+    x = time_first(rewriting, recurrence)
     length = rewriting.graph.tensors[recurrence.input(0)].shape[1 if recurrence.batch_first else 0]
     cuts = 0 < steps < length and (not recurrence.input(4) or rewriting.opset >= _LENGTHS_OPSET)
     bounds = (*range(0, length, steps), length) if cuts else (0, length)
     sides = [_Side(rewriting, recurrence, side).write(x, bounds) for side in range(len(recurrence.directions))]
-    _join_sides(rewriting, recurrence, sides, bounds)
+    join_sides(rewriting, recurrence, sides, bounds)
 
 
 @dataclass(frozen=True)
-class _Written:
+class Written:
     """What one direction puts out."""
 
     chunks: tuple[str, ...]
@@ -136,7 +136,7 @@ class _Side:
         keep.pop("layout", None)
         self._attributes = keep
 
-    def write(self, x: str, bounds: tuple[int, ...]) -> _Written:
+    def write(self, x: str, bounds: tuple[int, ...]) -> Written:
         """Write the chunks in the order in which the state passes through them."""
         of, count = self._of, len(bounds) - 1
         pieces = self._to.cut(x, 0, bounds) if count > 1 else Pieces(0, (self._to.whole(x),), bounds)
@@ -154,7 +154,7 @@ class _Side:
                 of.kind, [pieces.names[k], *weights, lengths, *given, *peepholes], found, name, **self._attributes
             )
             chunks[k], states = found[0], self._carried(lengths, states, found[1:], name, count)
-        return _Written(tuple(chunks), tuple(states))
+        return Written(tuple(chunks), tuple(states))
 
     def _share(self, name: str) -> str:
         """This direction's part of a weight."""
@@ -232,7 +232,7 @@ class _Side:
         return self._to.add("Reshape", [flat, shape], [name], name)[0]
 
 
-def _time_first(rewriting: Rewriting, recurrence: Recurrence) -> str:
+def time_first(rewriting: Rewriting, recurrence: Recurrence) -> str:
     """The input as (steps, rows, features)."""
     x = recurrence.input(0)
     if not recurrence.batch_first:
@@ -248,7 +248,7 @@ def _time_first(rewriting: Rewriting, recurrence: Recurrence) -> str:
     return rewriting.add("Transpose", [rewriting.whole(x)], [name], name, perm=[1, 0, 2])[0]
 
 
-def _join_sides(rewriting: Rewriting, recurrence: Recurrence, sides: list[_Written], bounds: tuple[int, ...]) -> None:
+def join_sides(rewriting: Rewriting, recurrence: Recurrence, sides: list[Written], bounds: tuple[int, ...]) -> None:
     """Give the node's outputs their names: Y stays in pieces of time, the states of both directions come together."""
     y, count, turned = recurrence.output(0), len(bounds) - 1, recurrence.batch_first
     if y:

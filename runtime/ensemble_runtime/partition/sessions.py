@@ -6,7 +6,7 @@ keeps its own packed copy of the weights in each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,12 @@ import onnx
 import onnxruntime
 from onnx import helper
 
-from ensemble_runtime.config import Device
+from ensemble_runtime.config import Device, DeviceKind
 from ensemble_runtime.errors import DeviceUnavailableError, ModelInvalidError
 from ensemble_runtime.members.checks import first_line
 from ensemble_runtime.members.onnx_model import options, providers
 from ensemble_runtime.partition.graph import Graph, bodies
+from ensemble_runtime.partition.shapes import Array, Found
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,29 @@ def open_session(model: onnx.ModelProto, device: Device) -> Any:
         raise
     except Exception as error:  # ONNX Runtime raises a dozen classes without a common base
         raise ModelInvalidError(f"cannot be computed in parts: {first_line(error)}") from error
+
+
+def constants(graph: Graph, prelude: Sequence[str], found: Mapping[str, Found]) -> dict[str, Array]:
+    """What some operators put out that depend on shapes only, computed on the host.
+
+    Args:
+        graph: The graph.
+        prelude: Names of the operators.
+        found: The shape of every tensor.
+    """
+    if not prelude:
+        return {}
+    call, inside = cut_out(graph, prelude), set(prelude)
+    outputs = [y for name in prelude for y in graph.by_name[name].outputs]
+    wanted = [y for y in outputs if y in graph.outputs or not inside.issuperset(graph.readers.get(y, ()))]
+    model = call.piece.model(graph, [call.names[y] for y in wanted])
+    feeds = {call.names[x]: np.zeros(found[x].shape, found[x].datatype) for x in call.names if x not in set(outputs)}
+    answers = open_session(model, _HOST).run([call.names[y] for y in wanted], feeds)
+    return dict(zip(wanted, answers, strict=True))
+
+
+_HOST = Device(name="host", kind=DeviceKind.CPU, type="cpu-1", memory_bytes=1, cores=(0,))
+"""Where shapes are computed; one thread, whichever core it is on."""
 
 
 def _renamed(node: onnx.NodeProto, names: dict[str, str], index: int) -> bytes:

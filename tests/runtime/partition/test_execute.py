@@ -20,6 +20,7 @@ from ensemble_runtime.config import Device
 from ensemble_runtime.errors import ModelInvalidError
 from ensemble_runtime.partition.execute import Executor
 from ensemble_runtime.partition.graph import Graph, Placement, parse
+from ensemble_runtime.partition.halving import halved
 from ensemble_runtime.partition.opening import opened, openings
 
 Devices = tuple[Device, Device]
@@ -71,6 +72,37 @@ def test_recurrent_models(
                 x = np.random.default_rng(rows).normal(size=(rows, 12, 24)).astype(np.float32)
                 (found,) = both.compute([x])
                 np.testing.assert_allclose(found, alone.run(None, {"x": x})[0], rtol=1e-5, atol=1e-6)
+
+
+LARGE: dict[str, Callable[[ModuleType], onnx.ModelProto]] = {
+    "stacked": lambda models: models.stacked("LSTM", 512, 2, 5),
+    "both directions": lambda models: models.stacked("LSTM", 512, 1, 5, both=True),
+    "encoder and decoder": lambda models: models.encoder_decoder("LSTM", 512, 1, 5),
+}
+
+
+@pytest.mark.parametrize("build", LARGE)
+def test_large_layers_by_gates(recurrent_models: ModuleType, whole: Whole, two_devices: Devices, build: str) -> None:
+    """Half of the units on each device, exchanged at every step, give the numbers of the whole."""
+    model = LARGE[build](recurrent_models)
+    found = halved(parse(model, {"x": (2, 5, 512)}))
+    assert found is not None
+    graph, placement = found
+    assert not {"LSTM"} & {x.op_type for x in graph.operators}
+    alone = whole(model)
+    with executor(graph, placement, two_devices) as both:
+        for rows in (2, 1, 3):
+            x = np.random.default_rng(rows).normal(size=(rows, 5, 512)).astype(np.float32)
+            np.testing.assert_allclose(both.compute([x])[0], alone.run(None, {"x": x})[0], rtol=1e-5, atol=1e-6)
+        held = both.held_bytes
+    weights = sum(graph.weights.values())
+    assert all(abs(half - weights / 2) < weights / 50 for half in held), "no weight is on both devices"
+
+
+@pytest.mark.parametrize(("kind", "hidden"), [("LSTM", 256), ("GRU", 640)])
+def test_what_gains_nothing_by_gates_stays_as_it_is(recurrent_models: ModuleType, kind: str, hidden: int) -> None:
+    """Small layers, whose steps are over too soon, and kinds whose halves need more than one exchange a step."""
+    assert halved(parse(recurrent_models.stacked(kind, hidden, 1, 3), {"x": (1, 3, hidden)})) is None
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -13,11 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 from ensemble_runtime.config import Device, DeviceKind
 from ensemble_runtime.errors import DeviceUnavailableError
 from ensemble_runtime.partition.graph import Graph, Placement, parse
-from ensemble_runtime.partition.opening import opened
+from ensemble_runtime.partition.opening import alternating, opened
 from ensemble_runtime.partition.plan import on_gpu
 from ensemble_runtime.partition.runs import Program, program, root
 from ensemble_runtime.partition.sessions import cut_out, open_session
-from ensemble_runtime.partition.trial import alternating
 
 
 def layers(count: int, steps: int, chunk: int) -> Graph:
