@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from beds.conntrack import destination
 from beds.models import CLASSES, COLUMNS
 from beds.processes import wait_for
 
@@ -31,12 +33,28 @@ class Failure:
         sent, ended: Seconds since the load began.
         reason: What the client saw: a status and a body, a lost connection, a wrong answer.
         kept_alive: Whether its client keeps one connection for all its requests.
+        led_to: The pod's address that kube-proxy led its connection to; None where there was none.
     """
 
     sent: float
     ended: float
     reason: str
     kept_alive: bool
+    led_to: str | None
+
+
+class _Connection(http.client.HTTPConnection):
+    """A connection that knows its own port, also where it is refused."""
+
+    own_port = 0
+
+    def connect(self) -> None:
+        self.sock = socket.socket()
+        self.sock.settimeout(self.timeout)
+        self.sock.bind(("", 0))
+        self.own_port = self.sock.getsockname()[1]
+        self.sock.connect((self.host, self.port))
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 class Load:
@@ -116,7 +134,9 @@ class Load:
     def summary(self) -> str:
         """Figures, and the first and last failures."""
         shown = self.failures if len(self.failures) <= 6 else [*self.failures[:3], *self.failures[-3:]]
-        lines = [f"  {f.sent:.2f} to {f.ended:.2f} s, kept alive {f.kept_alive}: {f.reason}" for f in shown]
+        lines = [
+            f"  {f.sent:.2f} to {f.ended:.2f} s, kept alive {f.kept_alive}, to {f.led_to}: {f.reason}" for f in shown
+        ]
         head = f"{self.answered} right answers, {len(self.failures)} failures in {self.now:.1f} s"
         return "\n".join([head, *lines])
 
@@ -125,11 +145,11 @@ class Load:
         kept_alive = number % 2 == 0
         random = np.random.default_rng(number)
         due = self._start + self._pause * number / len(self._threads)
-        connection: http.client.HTTPConnection | None = None
+        connection: _Connection | None = None
         while not self._end.wait(max(0.0, due - time.monotonic())):
             due = max(due + self._pause, time.monotonic() - self._pause)
             rows = random.normal(size=(1 + number, COLUMNS)).astype(np.float32)
-            connection = connection or http.client.HTTPConnection(self._where.netloc, timeout=self._timeout)
+            connection = connection or _Connection(self._where.netloc, timeout=self._timeout)
             sent = self.now
             try:
                 reason = self._ask(connection, rows)
@@ -138,7 +158,8 @@ class Load:
             if reason is None:
                 self._answered.append(self.now)
             else:
-                self.failures.append(Failure(sent, self.now, reason, kept_alive))
+                led_to = destination(connection.own_port)
+                self.failures.append(Failure(sent, self.now, reason, kept_alive, led_to))
             if reason is not None or not kept_alive:
                 connection.close()
                 connection = None

@@ -25,7 +25,7 @@ SERVICES = "10.96.0.0/16"
 PODS = "10.244.0.0/16"
 PROXY, DNS = "system:kube-proxy", "bed:dns"
 PROXY_HEALTH = "127.0.0.1:10256"
-MOST_NODES = 5
+MOST_NODES = 8
 NVML_STUB = Path(__file__).parents[2] / "unit" / "devices" / "stub_nvml.c"
 # Lost nodes are noticed within seconds; Kubernetes' own 40 s are for networks that hiccup.
 MONITORING = ("--node-monitor-period=1s", "--node-monitor-grace-period=6s", "--node-startup-grace-period=30s")
@@ -56,6 +56,7 @@ class Machines:
         users |= {PROXY: (), DNS: ("system:masters",)}
         options = Options(address=API_ADDRESS, services=SERVICES, users=users, controllers=MONITORING)
         self._count = count
+        self._made = 0
         self._gpus = gpus
         self._nvml = folder / "nvml"
         self.models = ModelServer(folder / "models", MODELS_ADDRESS)
@@ -104,7 +105,8 @@ class Machines:
 
     def add(self) -> Node:
         """One more node joins, with all images."""
-        number = len(self.nodes) + 1
+        self._made += 1
+        number = self._made
         place = Place(
             name=f"node-{number}",
             address=f"198.18.1.{number}",
@@ -119,6 +121,11 @@ class Machines:
         self.nodes[node.name] = node
         node.start(self._images)
         return node
+
+    def remove(self, name: str) -> None:
+        """A node leaves for good."""
+        self.nodes.pop(name).stop()
+        self.plane.admin.delete(f"/api/v1/nodes/{name}")
 
     def _compile_nvml(self) -> None:
         self._nvml.mkdir()

@@ -17,6 +17,7 @@ from beds.client import ApiError
 from beds.controlplane import ControlPlane
 from beds.images import PAUSE
 from beds.processes import Program, StartError, wait_for
+from beds.silence import fall_silent, speak_again
 
 CGROUPS = Path("/sys/fs/cgroup")
 # Where kubelets, CNI and containerd keep what must be one node's alone, whatever their flags say.
@@ -66,6 +67,7 @@ class Node:
 
     def start(self, images: Iterable[Path]) -> None:
         """Bring the node up with these images; returns when it is ready."""
+        speak_again(self.place.pods)
         for group in self._cgroups():
             _make_cgroup(group)
         self._holder.start()
@@ -83,8 +85,28 @@ class Node:
         """An image becomes known to the node."""
         self._ctr("images", "import", str(archive))
 
+    def forget(self, image: str) -> None:
+        """An image is not there any more; what runs of it goes on."""
+        self._ctr("images", "rm", "--sync", image)
+
+    def processes(self, pod: Mapping[str, Any], container: str = "runtime") -> dict[int, int]:
+        """The processes of a pod's container: its own number of each -> the machine's."""
+        (status,) = (s for s in pod["status"]["containerStatuses"] if s["name"] == container)
+        listed = subprocess.run(
+            self._ctr_command("tasks", "ps", status["containerID"].removeprefix("containerd://")),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        pids = [int(line.split()[0]) for line in listed.stdout.splitlines()[1:]]
+        return {_innermost(pid): pid for pid in pids}
+
     def kill(self) -> None:
-        """End the kubelet, containerd and every container at once, as when the power is cut."""
+        """End the kubelet, containerd and every container at once without a word, as when the power is cut."""
+        fall_silent(self.place.pods)
+        self._end()
+
+    def _end(self) -> None:
         self.gpus.kill()
         self.kubelet.kill()
         self.containerd.kill()
@@ -93,8 +115,8 @@ class Node:
         (self.folder / "mounted").unlink(missing_ok=True)
 
     def stop(self) -> None:
-        """`kill`, and leave no cgroup behind."""
-        self.kill()
+        """End everything, and leave no cgroup behind."""
+        self._end()
         for group in self._cgroups():
             for folder, _, _ in os.walk(group, topdown=False):
                 try:
@@ -240,6 +262,12 @@ class Node:
             f"--node-ip={self.place.address}",
             f"--node-labels={','.join(f'{key}={value}' for key, value in self.place.labels.items())}",
         ]
+
+
+def _innermost(pid: int) -> int:
+    """A process's number in its own container."""
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("NSpid:"))
+    return int(line.split()[-1])
 
 
 def _make_cgroup(group: Path) -> None:
