@@ -3,7 +3,8 @@
 Ensembles come in the order of their rank: higher priority first, then the older. What a copy holds it keeps, unless
 a higher priority with leave to preempt cannot be served otherwise. One that waits reserves what is free for it, so
 that those behind it cannot overtake it for ever; one that could not be served even if all behind it gave way reserves
-nothing. What is left at the end goes to copies that gain by it.
+nothing. What is left at the end goes to copies that gain by it. A copy that has lost devices and finds no others is
+stranded: what is left of it stays as it is.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class Grant:
     """Why copies are absent."""
     preempted_by: str | None = None
     """The ensemble that took devices which this one held."""
+    stranded: Mapping[int, Copy] = field(default_factory=dict)
+    """Of the copies that wait, those that lost devices to nobody, e.g. with a node, and what they held."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,9 @@ class _State:
     placed: dict[int, Placed] = field(default_factory=dict)
     kept: set[int] = field(default_factory=set)
     """Copies that stay on what they hold."""
+    robbed: set[int] = field(default_factory=set)
+    """Copies of whose devices somebody else has some now."""
+    stranded: dict[int, Copy] = field(default_factory=dict)
     waiting: str | None = None
     preempted_by: str | None = None
 
@@ -106,7 +112,7 @@ class _Round:
             if state.request.dry:
                 self._rehearse(state)
         grants = {
-            s.request.key: Grant({i: s.placed[i].plan for i in sorted(s.placed)}, s.waiting, s.preempted_by)
+            s.request.key: Grant({i: s.placed[i].plan for i in sorted(s.placed)}, s.waiting, s.preempted_by, s.stranded)
             for s in self._states
         }
         return Allotment(grants, self._free)
@@ -118,7 +124,10 @@ class _Round:
             if index >= request.copies:
                 continue
             there = [device for device in held.devices if self._may_stay(request, device)]
-            state.held[index] = Copy(self._free.claim(there), held.running)
+            got = self._free.claim(there)
+            if any(self._everything.has(device) for device in {*there} - {*got}):
+                state.robbed.add(index)
+            state.held[index] = Copy(got, held.running)
             self._book(request, state.held[index].devices, 1)
 
     def _may_stay(self, request: Request, device: Device) -> bool:
@@ -141,6 +150,9 @@ class _Round:
                 placed = kept or self._find(state, held, behind)
             except EnsembleError as error:
                 state.waiting = shortfall(request, self._free, self._everything, error)
+                if index in request.held and index not in state.robbed:
+                    state.stranded[index] = request.held[index]
+                    self._take(request, held.devices)
                 self._reserve(request, behind)
                 continue
             state.placed[index] = placed
@@ -206,6 +218,7 @@ class _Round:
         for other, index in victims:
             self._return(other.request, other.held.pop(index).devices)
             other.preempted_by = request.key
+            other.robbed.add(index)
         return place(request, self._free, state.siblings, held.running, self._solve)
 
     def _reserve(self, request: Request, behind: list[_State]) -> None:

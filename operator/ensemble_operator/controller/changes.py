@@ -91,7 +91,7 @@ def changes(
         return Changes(steps=_as_it_is(running))
     plans = {} if decision.dry else decision.plans
     wanted = wanted_sets(ensemble, decision)
-    now = steps(wanted, running, ensemble.spec.rollout.strategy)
+    now = steps(wanted, running, ensemble.spec.rollout.strategy, decision.stranded)
     owner = Owner.of(ensemble, record.uid)
     objects: list[Object] = []
     try:
@@ -101,7 +101,7 @@ def changes(
                 objects += [o for o in made if o["kind"] != "Pod" or o["metadata"]["name"] in now.create]
     except EnsembleError as error:
         return Changes(steps=_as_it_is(running), problem=str(error))
-    shared = _shared(owner, decision, now, len(wanted))
+    shared = _shared(owner, decision, now, len(wanted) + len(decision.stranded))
     between = _between_shards(owner, plans.values(), there)
     # Made once, and left alone: who reads no Secrets cannot know whether it is there, so it is tried with new pods.
     token = [token_secret(owner)] if now.create and spans_nodes(plans.values()) else []

@@ -180,10 +180,14 @@ class _Round:
             self._decisions[wish.key] = replace(before, frozen=True, waiting=blocked)
             return
         self._decisions[wish.key] = replace(
-            before, plans=grant.plans, waiting=grant.waiting, preempted_by=grant.preempted_by
+            before,
+            plans=grant.plans,
+            waiting=grant.waiting,
+            preempted_by=grant.preempted_by,
+            stranded=frozenset(grant.stranded),
         )
         if not request.dry:
-            copies = {}
+            copies = dict(grant.stranded)
             for copy, plan in grant.plans.items():
                 used = {(d.node, d.name): d for d, _, _ in plan.cells}
                 cells = {(d.node, d.name, member): size for d, member, size in plan.cells}

@@ -57,6 +57,8 @@ class Decision:
     waiting: str | None = None
     """Why copies have no plan."""
     preempted_by: str | None = None
+    stranded: frozenset[int] = frozenset()
+    """Copies that have lost devices and have no plan: what is left of them stays as it is."""
     supply: Supply = Supply()
 
 

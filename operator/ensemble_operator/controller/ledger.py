@@ -79,6 +79,11 @@ class Ledger:
                 got.append(there)
         return tuple(got)
 
+    def has(self, device: Device) -> bool:
+        """Whether a device is free; of cores, whether their node is there."""
+        cpu = device.kind is DeviceKind.CPU
+        return device.node in self.nodes and (cpu or device.name in self._gpus[device.node])
+
     def take(self, devices: Iterable[Device]) -> None:
         """Take devices that are free."""
         for device in devices:

@@ -70,20 +70,24 @@ class Steps:
     """Why a change does not go on by itself."""
 
 
-def steps(wanted: Sequence[WantedSet], pods: Iterable[RunningPod], strategy: Strategy) -> Steps:
+def steps(
+    wanted: Sequence[WantedSet], pods: Iterable[RunningPod], strategy: Strategy, stranded: frozenset[int] = frozenset()
+) -> Steps:
     """What to do now.
 
     Args:
         wanted: One set a copy; none: nothing is to run.
         pods: All pods of the ensemble, whatever their state.
         strategy: How a copy passes from one set to the next.
+        stranded: Copies that are wanted too, but cannot be had whole: what is left of them stays.
     """
     there = sorted(pods, key=lambda pod: pod.name)
     of_copy: dict[int, list[RunningPod]] = defaultdict(list)
     for pod in there:
         of_copy[pod.copy].append(pod)
-    whole = {want.copy for want in wanted if any(pod.head and _ready(pod) for pod in of_copy[want.copy])}
-    waiting = len(wanted) > len(whole)  # some copy does not serve; another is not taken down for its sake
+    copies = {want.copy for want in wanted}
+    whole = {copy for copy in copies | stranded if any(pod.head and _ready(pod) for pod in of_copy[copy])}
+    waiting = not copies <= whole  # some copy does not serve; another is not taken down for its sake
     create: list[str] = []
     delete = [Removal(pod, "it ended, and is made anew") for pod in there if pod.ended and not pod.deleting]
     blocked: str | None = None
@@ -105,9 +109,8 @@ def steps(wanted: Sequence[WantedSet], pods: Iterable[RunningPod], strategy: Str
         elif not in_the_way:
             taken = {pod.name for pod in there}
             create += [name for name in want.pods if name not in taken]
-    copies = {want.copy for want in wanted}
     surplus = [pod for pod in there if pod.copy not in copies and not pod.deleting and not pod.ended]
-    delete += [Removal(pod, "this copy is not wanted") for pod in surplus]
+    delete += [Removal(pod, "this copy is not wanted") for pod in surplus if pod.sick or pod.copy not in stranded]
     return Steps(tuple(create), tuple(delete), _serving(wanted, there), len(whole), blocked)
 
 

@@ -224,7 +224,11 @@ def _progressing(view: View) -> Aspect:
     ready = {
         name for name in wanted if (pod := view.there.pods.get(name)) is not None and pod.ready and not pod.deleting
     }
-    others = [name for name in view.there.pods if name not in wanted]
+    others = [
+        name
+        for name, pod in view.there.pods.items()
+        if name not in wanted and int(pod.labels.get(labels.COPY, 0)) not in decision.stranded
+    ]
     if ready == wanted and not others:
         return Aspect(kind, "False", "Complete" if wanted else "Waiting")
     if others:

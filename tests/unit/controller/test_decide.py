@@ -249,6 +249,34 @@ def test_the_copy_whose_gpu_broke_moves_and_the_other_stays(decider):
         ]
 
 
+def away(body):
+    return body | {"status": body["status"] | {"conditions": [{"type": "Ready", "status": "Unknown"}]}}
+
+
+def test_a_copy_whose_node_is_away_is_left_alone_where_no_other_has_room_and_goes_on_when_it_is_back(decider):
+    body = ensemble(devices={"kinds": ["GPU"], "max": 1})
+    first = decided(decider, body, profile(), node("x"))
+    pods = pods_of(decider, first, body)
+    for _ in range(2):
+        lost = decided(decider, body, profile(), away(node("x")), *pods)
+        assert not lost.plans and lost.stranded == {0} and "NotReady" in lost.waiting
+    back = decided(decider, body, profile(), node("x"), node("y"), *pods)
+    assert back.plans[0].digest == first.plans[0].digest and not back.stranded
+    moved = decided(decider, body, profile(), away(node("x")), node("y"), *pods)
+    assert moved.plans[0].cells[0][0].node == "y" and not moved.stranded
+
+
+def test_a_copy_that_gave_way_to_another_is_not_stranded(decider):
+    mine = ensemble(devices={"kinds": ["GPU"], "max": 1})
+    pods = pods_of(decider, decided(decider, mine, profile(), node(gpus=1)), mine)
+    urgent = ensemble("urgent", devices={"kinds": ["GPU"], "max": 1}, priority=5, preemption="LowerPriority")
+    robbed = decided(decider, mine, urgent, profile(), node(gpus=1), *pods)
+    assert robbed.preempted_by == "n/urgent" and not robbed.stranded
+    pods += pods_of(decider, decided(decider, mine, urgent, profile(), node(gpus=1), *pods, name="urgent"), urgent)
+    restarted = decided(Decider(600 * 2**20, {}), mine, urgent, profile(), node(gpus=1), *pods)
+    assert not restarted.plans and not restarted.stranded
+
+
 def test_a_slip_in_the_stated_inventory_takes_no_devices_away(decider):
     state = world(ensemble(), profile(), node())
     state["configmaps", "n", "inventory"] = {"nodes.yaml": "- name: [broken"}

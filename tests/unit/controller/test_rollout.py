@@ -135,6 +135,15 @@ def test_copies_that_are_not_wanted_any_more_go():
     assert removed(steps([], running, ROLLING)) == [p.name for p in running]
 
 
+def test_what_is_left_of_a_stranded_copy_stays_but_for_pods_with_broken_devices():
+    copy = wanted(0, shards=2)
+    left = pods(copy)[:1]
+    now = steps([], left, ROLLING, frozenset({0}))
+
+    assert not now.delete and not now.create and now.ready_copies == 1
+    assert removed(steps([], pods(copy, sick=True)[:1], ROLLING, frozenset({0}))) == [copy.pods[0]]
+
+
 def test_within_a_budget_those_that_do_not_serve_go_first():
     dead, alive = wanted(0, "a"), wanted(1, "a")
     now = steps([], pods(alive) + pods(dead, ready=False), ROLLING)
