@@ -137,6 +137,15 @@ def test_images_by_registry_tag_and_digest(helm: Helm) -> None:
     assert env["ENSEMBLES_RUNTIME_IMAGE_FULL"] == f"registry.example.com/ensemble-runtime:{version}-full"
 
 
+def test_a_lost_node_is_left_within_half_a_minute(helm: Helm) -> None:
+    (deployment,) = of_kind(helm.template(), "Deployment")
+    tolerated = deployment["spec"]["template"]["spec"]["tolerations"]
+    assert {t["key"].rpartition("/")[2]: t["tolerationSeconds"] for t in tolerated} == {
+        "unreachable": 30,
+        "not-ready": 30,
+    }
+
+
 def test_the_crds_are_those_of_the_models(helm: Helm) -> None:
     for source in sorted((ROOT / "crds").glob("*.yaml")):
         assert (CHART / "files" / "crds" / source.name).read_text() == source.read_text(), "run `make crds`"
