@@ -203,6 +203,8 @@ def _own(body: Body, *, sick: bool) -> OwnPod:
     )
 
 
+_KILLED = 128
+"""And above: exit codes of processes that a signal has ended."""
 _HARMLESS = {"ContainerCreating", "PodInitializing"}
 
 
@@ -227,7 +229,10 @@ def _trouble_of(container: Body) -> str | None:
         return _said(waiting) if waits else None
     word = (waiting if waits else end).get("reason") or "Error"
     told = f"container {container['name']} ended with {end['exitCode']}"
-    return _said({"reason": word, "message": f"{told}: {end['message']}" if end.get("message") else told})
+    last = (end.get("message") or "").strip().splitlines()[-1:]
+    if end["exitCode"] < _KILLED:  # whoever is killed has no last words; what was logged before explains nothing
+        told = ": ".join((told, *last))
+    return _said({"reason": word, "message": told})
 
 
 def _said(part: Body) -> str:

@@ -3,9 +3,9 @@ import pytest
 from ensemble_operator.controller.records import record_of
 from ensemble_operator.controller.resources import PODS
 
-FAILED = {"exitCode": 66, "reason": "Error", "message": "HTTP 404", "finishedAt": "2026-01-01T00:00:00Z"}
+FAILED = {"exitCode": 66, "reason": "Error", "message": "starts\nHTTP 404\n", "finishedAt": "2026-01-01T00:00:00Z"}
 TOLD = "container fetch-0 ended with 66: HTTP 404"
-OUT_OF_MEMORY = {"exitCode": 137, "reason": "OOMKilled"}
+OUT_OF_MEMORY = {"exitCode": 137, "reason": "OOMKilled", "message": "all is well"}
 BACK_OFF = {"reason": "CrashLoopBackOff", "message": "back-off 10s restarting failed container"}
 
 
