@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -83,7 +84,8 @@ async def kill_at_random(client: Any) -> list[dict[str, str]]:
         await asyncio.sleep(random.random() * 0.1)
         for role in random.choice(["alone", "parallel", "combiner"], size=2):
             if client.pid(role):
-                client.kill(role)
+                with contextlib.suppress(ProcessLookupError):  # killed a moment ago, and not replaced yet
+                    client.kill(role)
     await client.until(lambda: client.batcher.health().ready)
     await load.some_more()
     await load.end()
