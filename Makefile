@@ -26,7 +26,7 @@ demo: $(DEMO_READY) ## Train five members, serve them as one ensemble, show what
 	$(BIN)/python examples/digits/demo.py
 
 test: lint typecheck ## Check style, types and layers, then run all tests
-	$(ENCLOSED) $(BIN)/pytest --numprocesses 3 --dist loadgroup
+	$(ENCLOSED) $(BIN)/pytest --numprocesses 3
 
 test-e2e: $(DEV_READY) ## Run the tests that need real nodes (root on Linux)
 	$(ENCLOSED) $(BIN)/pytest tests/cluster/machines

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 # A busy machine is no failure: how long an example takes is for the benchmarks. What CI tries, it tries again.
 settings.register_profile("ensembles", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("ensembles")
 
-_RUNTIME = Path(__file__).parent / "runtime"
+STREAMS = ("tests/cluster/machines/", "tests/cluster/", "tests/runtime/")
+"""Tests that share a cluster, or the cores: one after the other, the longest stream first."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side, those that share a cluster, or the cores, stay together, one after the other."""
-    for item in items:
-        if group := _group(item):
-            item.add_marker(pytest.mark.xdist_group(group))
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """With `--numprocesses` the streams run side by side; a process that is through with one takes others."""
+    config.option.loadscopereorder = False  # not by their number: few tests of real nodes take longest
+    return Streams(config, log)
 
 
-def _group(item: pytest.Item) -> str | None:
-    used = getattr(item, "fixturenames", ())
-    if "machines" in used:
-        return "machines"
-    if "control_plane" in used:
-        return "control plane"
-    return "runtime" if item.path.is_relative_to(_RUNTIME) else None
+class Streams(LoadScopeScheduling):
+    """Keeps a stream in one process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return next((stream for stream in STREAMS if file.startswith(stream)), file)
