@@ -26,6 +26,13 @@ class ProfilePoint(Schema):
     memory_mib: float = Field(
         ge=0, le=2**24, allow_inf_nan=False, description="Peak memory of a worker: the model and what a batch needs."
     )
+    second_memory_mib: float = Field(
+        0,
+        ge=0,
+        le=2**24,
+        allow_inf_nan=False,
+        description="On a pair of devices, e.g. A100:cpu-1: the same on the second; `memoryMib` is of the first then.",
+    )
 
 
 class Interference(Schema):

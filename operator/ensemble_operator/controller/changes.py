@@ -131,7 +131,7 @@ def wanted_sets(ensemble: InferenceEnsemble, decision: Decision) -> tuple[Wanted
     for copy, plan in sorted(decision.plans.items()):
         hash_ = copy_hash(plan, decision.revision)
         names = tuple(pod_name(ensemble.metadata.name, hash_, copy, shard.index) for shard in shards(plan))
-        slots = frozenset((d.node, d.name) for d, _, _ in plan.cells)
+        slots = frozenset((d.node, d.name) for d in plan.devices)
         found.append(WantedSet(copy, decision.revision, plan.digest, names, slots))
     return tuple(found)
 

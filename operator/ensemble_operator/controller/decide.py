@@ -189,9 +189,8 @@ class _Round:
         if not request.dry:
             copies = dict(grant.stranded)
             for copy, plan in grant.plans.items():
-                used = {(d.node, d.name): d for d, _, _ in plan.cells}
                 cells = {(d.node, d.name, member): size for d, member, size in plan.cells}
-                copies[copy] = Copy(tuple(used.values()), cells)
+                copies[copy] = Copy(plan.devices, cells)
             self._memory.grant(wish.record.uid, wish.revision, copies)
 
     def _find_devices_to_measure_on(self, left: Ledger) -> None:

@@ -72,7 +72,7 @@ class Memory:
         asked = (wish.record.document, tuple(wish.digests.items()), devices, table)
         known = self._problems.get(wish.record.uid)
         if known is None or known[0] != asked:
-            problem = question(wish.spec, wish.digests, devices, table)
+            problem = question(wish.spec, wish.digests, devices, table, pairs=True)
             known = self._problems[wish.record.uid] = (asked, problem)
         return known[1]
 

@@ -14,6 +14,7 @@ from ensemble_operator.inventory.node import Inventory
 from ensemble_operator.inventory.terms import Terms, refusal
 from ensemble_operator.planner.plan import Plan
 from ensemble_operator.planner.problem import PlanMember, Problem
+from ensemble_runtime.config import DeviceKind
 from ensemble_runtime.errors import EnsembleError, OutOfMemoryError
 
 Solve = Callable[[Problem], Plan]
@@ -120,8 +121,7 @@ def solved(request: Request, devices: Iterable[Device], running: Running, solve:
     if not there:
         raise OutOfMemoryError("no device is free")
     plan = solve(Problem(there, request.members, request.objective, request.interference, running=running))
-    used = {(device.node, device.name) for device, _, _ in plan.cells}
-    return Placed(plan, tuple(device for device in there if (device.node, device.name) in used))
+    return Placed(plan, tuple(sorted(plan.devices, key=lambda d: (d.node, d.name))))
 
 
 def place(request: Request, ledger: Ledger, siblings: Mapping[str, int], running: Running, solve: Solve) -> Placed:
@@ -196,15 +196,22 @@ def _worth(members: tuple[PlanMember, ...], kinds: Iterable[Kind]) -> dict[Kind,
     return {
         kind: sum(speed / best for speed, best in zip(row, fastest, strict=True) if best) / len(members)
         for kind, row in speeds.items()
-        if any(row)
+        if any(row) or any(_beside(member, kind) for member in members)
     }
 
 
 def _speed(member: PlanMember, kind: Kind) -> float:
-    """Rows per second of a member alone on a device; 0 where it does not run there."""
-    profile = member.profiles.get(kind.type)
-    points = profile.points if profile else ()
-    return max((p.batch_size / p.seconds for p in points if p.memory_bytes <= kind.memory_bytes), default=0.0)
+    """Rows per second of a member alone on a device, or over it and cores beside it; 0 where it does not run there."""
+    profiles = [profile for type_, profile in member.pairs.items() if type_.startswith(f"{kind.type}:")]
+    if kind.type in member.profiles:
+        profiles.append(member.profiles[kind.type])
+    points = (p for profile in profiles for p in profile.points if p.memory_bytes <= kind.memory_bytes)
+    return max((p.batch_size / p.seconds for p in points), default=0.0)
+
+
+def _beside(member: PlanMember, kind: Kind) -> bool:
+    """Whether a member can be partitioned over some device and these cores."""
+    return kind.kind is DeviceKind.CPU and any(type_.endswith(f":{kind.type}") for type_ in member.pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,10 +256,24 @@ def _choices(request: Request, kinds: Mapping[Kind, int], worth: Mapping[Kind, f
         ordered = sorted((kind for kind in kinds if kind in worth), key=order)
         choice = _cover(request, kinds, ordered)
         if choice is not None:
+            paired = _with_cores(request, choice, kinds)
             choice = _filled(choice, kinds, ordered, request.most)
             if choice != before:
                 yield choice
+                if paired is not None and paired != choice:
+                    yield paired
             before = choice
+
+
+def _with_cores(request: Request, choice: Counter[Kind], kinds: Mapping[Kind, int]) -> Counter[Kind] | None:
+    """The choice with cores for each device, so that members may be partitioned; None where none can or has room."""
+    cores = next((kind for kind in sorted(kinds) if any(_beside(member, kind) for member in request.members)), None)
+    if cores is None:
+        return None
+    paired = Counter(choice)
+    scarce = sum(count for kind, count in choice.items() if kind.kind is not DeviceKind.CPU)
+    paired[cores] = max(paired[cores], min(kinds[cores], scarce or 2))
+    return paired if paired.total() <= request.most else None
 
 
 def _cover(request: Request, kinds: Mapping[Kind, int], ordered: list[Kind]) -> Counter[Kind] | None:

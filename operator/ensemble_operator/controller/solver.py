@@ -11,6 +11,7 @@ import time
 from collections.abc import Hashable
 
 from ensemble_operator.inventory.device import Device
+from ensemble_operator.planner.pairs import with_pairs
 from ensemble_operator.planner.plan import Plan
 from ensemble_operator.planner.problem import PlanMember, Problem
 from ensemble_operator.planner.solve import make_plan
@@ -41,9 +42,13 @@ class Solver:
         found = self._solved(problem)
         places = {_device_name(i): device.name for i, device in enumerate(problem.devices)}
         members = {_member_name(i): member.name for i, member in enumerate(problem.members)}
+        # Where members are partitioned, the plan's rows are pairs of devices.
+        split = frozenset(members[name] for name in found.problem.split)
+        paired = with_pairs(problem, split) if found.problem.companions else problem
+        assert paired is not None, "what pairs there are does not depend on names"
         plan = dataclasses.replace(
             found,
-            problem=problem,
+            problem=paired,
             bottleneck=places[found.bottleneck],
             bottleneck_member=members[found.bottleneck_member],
         )
@@ -86,7 +91,7 @@ def _plain(problem: Problem) -> Problem:
     return dataclasses.replace(
         problem,
         devices=devices,
-        members=tuple(PlanMember(names[m.name], m.profiles) for m in problem.members),
+        members=tuple(PlanMember(names[m.name], m.profiles, m.pairs) for m in problem.members),
         interference={
             (kind, names[a], names[b]): factor
             for (kind, a, b), factor in problem.interference.items()
@@ -104,7 +109,7 @@ def _key(problem: Problem) -> Hashable:
     """All that the planner makes use of."""
     return (
         tuple((d.node, d.kind, d.type, d.memory_bytes) for d in problem.devices),
-        tuple(tuple(sorted(m.profiles.items())) for m in problem.members),
+        tuple((tuple(sorted(m.profiles.items())), tuple(sorted(m.pairs.items()))) for m in problem.members),
         problem.objective,
         tuple(sorted(problem.interference.items())),
         tuple(sorted(problem.running.items())),

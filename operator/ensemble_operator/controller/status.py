@@ -300,7 +300,7 @@ def _timed(
 
 
 def _devices(plans: Mapping[int, Plan]) -> set[tuple[str, str]]:
-    return {(device.node, device.name) for plan in plans.values() for device, _, _ in plan.cells}
+    return {(device.node, device.name) for plan in plans.values() for device in plan.devices}
 
 
 def _plan_hash(plans: Mapping[int, Plan]) -> str | None:

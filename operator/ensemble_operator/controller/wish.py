@@ -50,7 +50,8 @@ def request_of(wish: Wish, problem: Problem) -> Request:
     """What it asks for: to stay on what it holds, where that does."""
     spec = wish.spec
     gpus_only = DeviceKind.CPU not in wish.terms.kinds
-    most = spec.devices.max or len(spec.members)
+    # Cores beside the device of a partitioned member are a device of the copy, too.
+    most = spec.devices.max or len(spec.members) + sum(bool(member.pairs) for member in problem.members)
     return Request(
         key="/".join(wish.key),
         members=problem.members,

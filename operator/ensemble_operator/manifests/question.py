@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ensemble_operator.api.ensemble import EnsembleSpec, MemberSpec
 from ensemble_operator.inventory.device import Device
-from ensemble_operator.planner.pairs import pair_types
+from ensemble_operator.planner.pairs import pair_types, possible_pair_types
 from ensemble_operator.planner.problem import PlanMember, Problem
 from ensemble_operator.profiles.profile import Profile
 from ensemble_operator.profiles.table import ProfileTable, Want
@@ -88,13 +88,13 @@ def question(
     for i, member in enumerate(spec.members):
         types = _types(member, devices)
         known = {t: p for t in types if (p := _permitted(member, digests[member.name], t, profiles))}
-        if not known:
+        over_types = possible_pair_types(_able(member, devices)) if pairs and member.partition is not None else ()
+        over = {t: p for t in over_types if (p := _permitted(member, digests[member.name], t, profiles))}
+        if not known and not over:
             raise ManifestError(
                 f"spec.members[{i}]: no profile of '{member.name}' (sha256 {digests[member.name]}, {member.precision}) "
                 f"on {', '.join(types)}; add a ModelProfile for it"
             )
-        types = _pairs(member, devices) if pairs else ()
-        over = {t: p for t in types if (p := _permitted(member, digests[member.name], t, profiles))}
         members.append(PlanMember(member.name, known, over))
     return Problem(tuple(devices), tuple(members), spec.objective, _interference(spec, digests, profiles))
 
@@ -105,8 +105,11 @@ def _types(member: MemberSpec, devices: Sequence[Device]) -> tuple[str, ...]:
 
 def _pairs(member: MemberSpec, devices: Sequence[Device]) -> tuple[str, ...]:
     """Types of pairs of devices that a member may be partitioned over."""
-    able = tuple(device for device in devices if device.kind in member.device_kinds)
-    return pair_types(able) if member.partition is not None else ()
+    return pair_types(_able(member, devices)) if member.partition is not None else ()
+
+
+def _able(member: MemberSpec, devices: Sequence[Device]) -> tuple[Device, ...]:
+    return tuple(device for device in devices if device.kind in member.device_kinds)
 
 
 def _permitted(member: MemberSpec, digest: str, device_type: str, profiles: ProfileTable) -> Profile | None:

@@ -11,6 +11,7 @@ from ensemble_operator.inventory.labels import resource_of
 from ensemble_operator.manifests.labels import Cell
 from ensemble_operator.manifests.shards import Shard
 from ensemble_operator.planner.plan import Plan
+from ensemble_operator.profiles.profile import Point
 from ensemble_runtime.config import DeviceKind, RuntimeConfig, core_count
 from ensemble_runtime.sizes import shared_memory_bound
 
@@ -86,20 +87,29 @@ def resources(shard: Shard, plan: Plan, config: RuntimeConfig, *, torch: bool) -
 
 def cell_bytes(cell: Cell, plan: Plan) -> int:
     """What a cell takes of its device, as it was profiled at its batch size."""
+    return _point(cell, plan).memory_bytes
+
+
+def second_bytes(cell: Cell, plan: Plan) -> int:
+    """What a partitioned cell takes of the cores beside its device; 0 for others."""
+    return _point(cell, plan).second_bytes if plan.second(*cell[:2]) is not None else 0
+
+
+def _point(cell: Cell, plan: Plan) -> Point:
     device, name, batch = cell
     member = next(member for member in plan.problem.members if member.name == name)
     point = member.profiles[device.type].at(batch)
     assert point is not None  # a plan chooses among points that are known
-    return point.memory_bytes
+    return point
 
 
 def host_bytes(cell: Cell, plan: Plan) -> int:
     """What a cell takes of the node's main memory; weights pass through it on their way to a GPU."""
     match cell[0].kind:
         case DeviceKind.CPU:
-            return cell_bytes(cell, plan)
+            return cell_bytes(cell, plan) + second_bytes(cell, plan)
         case DeviceKind.GPU:
-            return GPU_CELL_BYTES + cell_bytes(cell, plan)
+            return GPU_CELL_BYTES + cell_bytes(cell, plan) + second_bytes(cell, plan)
         case DeviceKind.SIMULATED:
             return SIMULATED_CELL_BYTES
 

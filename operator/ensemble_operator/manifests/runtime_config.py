@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ensemble_operator.api.ensemble import InferenceEnsemble, MemberSpec
 from ensemble_operator.inventory.device import Device
-from ensemble_operator.manifests.labels import Cell
 from ensemble_operator.manifests.models import in_pod
-from ensemble_operator.manifests.resources import cell_bytes
+from ensemble_operator.manifests.resources import cell_bytes, second_bytes
 from ensemble_operator.manifests.shards import Shard
 from ensemble_operator.manifests.token import TOKEN_FILE
 from ensemble_operator.planner.plan import Plan
@@ -91,7 +90,7 @@ def head_config(
         outputs=spec.outputs,
         combination=spec.combination.model_copy(update={"model": in_pod(stacking) if stacking else None}),
         devices=_slots(shard, plan),
-        cells=(*_cells(shard.cells), *(cell for other in others for cell in other.cells())),
+        cells=(*(_cell(*cell, plan) for cell in shard.cells), *(cell for other in others for cell in other.cells())),
         remotes=tuple(Remote(name=other.name, url=other.url, token_file=TOKEN_FILE) for other in others),
         serving=spec.serving,
         listen=_ANYBODY,
@@ -110,7 +109,7 @@ def shard_config(ensemble: InferenceEnsemble, digests: Mapping[str, str], plan: 
         inputs=spec.inputs,
         outputs=spec.outputs,
         devices=_slots(shard, plan),
-        cells=_cells(shard.cells),
+        cells=tuple(_cell(*cell, plan) for cell in shard.cells),
         shard=config.Shard(token_file=TOKEN_FILE),
         serving=spec.serving.model_copy(update={"quorum": None}),
         listen=_ANYBODY,
@@ -150,14 +149,10 @@ def _in_pod(member: Member) -> Member:
 
 def _cell(device: Device, member: str, size: int, plan: Plan) -> config.Cell:
     """A cell, on two devices if its device is a pair and its member uses both."""
-    second = plan.problem.companions.get((device.node, device.name)) if member in plan.problem.split else None
+    second = plan.second(device, member)
     return config.Cell(
         device=device.name, member=member, batch_size=size, second_device=second.name if second else None
     )
-
-
-def _cells(cells: Iterable[Cell]) -> tuple[config.Cell, ...]:
-    return tuple(config.Cell(device=device.name, member=name, batch_size=size) for device, name, size in cells)
 
 
 def _slots(shard: Shard, plan: Plan) -> tuple[config.Device, ...]:
@@ -169,6 +164,7 @@ def _slot(device: Device, shard: Shard, plan: Plan) -> config.Device:
     slot = plain_device(device)
     if device.kind is DeviceKind.CPU:
         promised = sum(cell_bytes(cell, plan) for cell in shard.cells if cell[0].name == device.name)
+        promised += sum(second_bytes(cell, plan) for cell in shard.cells if plan.second(*cell[:2]) == device)
         return slot.model_copy(update={"cores": (), "memory_bytes": max(1, promised)})
     return slot
 

@@ -18,7 +18,8 @@ class Shard:
     index: int
     node: str
     devices: tuple[Device, ...]
-    """With a cell each; by name, numbers in them by value: the pod's slots are in this order."""
+    """With a cell each, or beside the device of a partitioned one; by name, numbers in them by value: the pod's slots
+    are in this order."""
     cells: tuple[Cell, ...]
 
     @property
@@ -37,12 +38,11 @@ def shards(plan: Plan) -> tuple[Shard, ...]:
     for cell in plan.cells:
         by_node.setdefault(cell[0].node, []).append(cell)
     ordered = sorted(by_node.items(), key=lambda item: (-len(item[1]), item[0]))
-    return tuple(_shard(index, node, cells) for index, (node, cells) in enumerate(ordered))
-
-
-def _shard(index: int, node: str, cells: list[Cell]) -> Shard:
-    devices = sorted({cell[0].name: cell[0] for cell in cells}.values(), key=lambda device: _by_number(device.name))
-    return Shard(index, node, tuple(devices), tuple(cells))
+    devices = sorted(plan.devices, key=lambda device: _by_number(device.name))
+    return tuple(
+        Shard(index, node, tuple(device for device in devices if device.node == node), tuple(cells))
+        for index, (node, cells) in enumerate(ordered)
+    )
 
 
 def _by_number(name: str) -> tuple[tuple[str, int], ...]:

@@ -32,6 +32,13 @@ def pair_types(devices: Sequence[Device]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(pair_type(a.type, b.type) for a, b in _paired(devices)))
 
 
+def possible_pair_types(devices: Sequence[Device]) -> tuple[str, ...]:
+    """The types of pairs that devices of these types could make, whichever nodes they are on."""
+    cores = [device.type for device in devices if device.kind is DeviceKind.CPU]
+    scarce = [device.type for device in devices if device.kind is not DeviceKind.CPU]
+    return tuple(dict.fromkeys(pair_type(a, b) for a in scarce or cores for b in cores))
+
+
 def pair_of(devices: Sequence[Device], type_: str) -> tuple[Device, Device]:
     """The first pair of a type."""
     return next(pair for pair in _paired(devices) if pair_type(pair[0].type, pair[1].type) == type_)
@@ -75,7 +82,7 @@ def compete(problem: Problem, solve: Solve) -> list[Plan]:
 
 def _solved(problem: Problem, split: frozenset[str], solve: Solve) -> list[Plan]:
     """Plans with some members partitioned; none where they do not fit or miss the objective."""
-    paired = _with_pairs(problem, split)
+    paired = with_pairs(problem, split)
     if paired is None:
         return []
     try:
@@ -84,7 +91,7 @@ def _solved(problem: Problem, split: frozenset[str], solve: Solve) -> list[Plan]
         return []
 
 
-def _with_pairs(problem: Problem, split: frozenset[str]) -> Problem | None:
+def with_pairs(problem: Problem, split: frozenset[str]) -> Problem | None:
     """The problem with pairs for devices; None where there is no pair that any of these members has a profile on."""
     wanted = {type_ for member in problem.members if member.name in split for type_ in member.pairs}
     pairs = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -61,9 +62,35 @@ class Plan:
         )
 
     @property
+    def devices(self) -> tuple[Device, ...]:
+        """The devices that it uses, as the inventory has them; of a pair both where a partitioned cell uses both."""
+        found: dict[tuple[str, str], Device] = {}
+        for device, member, _ in self.cells:
+            key, second = (device.node, device.name), self.second(device, member)
+            pair = self.problem.companions.get(key)
+            plain = device.type.removesuffix(f":{pair.type}") if pair else device.type
+            found.setdefault(key, dataclasses.replace(device, type=plain))
+            if second is not None:
+                found[second.node, second.name] = second
+        return tuple(found.values())
+
+    def second(self, device: Device, member: str) -> Device | None:
+        """The cores that a member's cell on a device uses as well; None unless it is partitioned."""
+        return self.problem.companions.get((device.node, device.name)) if member in self.problem.split else None
+
+    @property
     def digest(self) -> str:
         """Hash of who runs where at which batch size, 16 hexadecimal digits; prediction and order play no part."""
-        cells = sorted((device.node, device.name, member, batch) for device, member, batch in self.cells)
+        cells = sorted(
+            (
+                device.node,
+                device.name,
+                member,
+                batch,
+                *([second.name] if (second := self.second(device, member)) else []),
+            )
+            for device, member, batch in self.cells
+        )
         return hashlib.sha256(json.dumps(cells, separators=(",", ":")).encode()).hexdigest()[:16]
 
     def document(self) -> dict[str, Any]:

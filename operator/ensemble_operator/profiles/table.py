@@ -74,7 +74,10 @@ def written(documents: Iterable[ModelProfile]) -> ProfileTable:
     for document in documents:
         spec = document.spec
         digest, device_type, precision = spec.model.sha256, spec.device_type, spec.precision.value
-        points = (Point(p.batch_size, p.seconds, round(p.memory_mib * MIB)) for p in spec.points)
+        points = (
+            Point(p.batch_size, p.seconds, round(p.memory_mib * MIB), round(p.second_memory_mib * MIB))
+            for p in spec.points
+        )
         profile = Profile(digest, device_type, precision, tuple(sorted(points)))
         factors = {(device_type, digest, other.sha256): other.factor for other in spec.interference}
         result = result.merge(ProfileTable({(digest, device_type, precision): profile}, factors))

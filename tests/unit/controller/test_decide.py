@@ -308,3 +308,73 @@ def test_what_a_pod_of_ours_holds_is_in_use(decider):
     overview = decider(world(body, profile(), node(), *pods), time.monotonic() + 20)[OVERVIEW]
     assert overview.devices == {(A100, "used"): 1, (A100, "free"): 1}
     assert json.loads(pods[0]["metadata"]["annotations"]["ensembles.dev/devices"])[0]["type"] == A100
+
+
+def partitioned(name="digits", **spec):
+    """Its member fits no A100 whole, but does with a share of its operators on a core."""
+    member = {"partition": {"objective": "Memory", "latencyMs": 50}, "batchSizes": [1]}
+    body = ensemble(name, member, devices={"kinds": ["GPU", "CPU"]}, **spec)
+    profiles = []
+    for kind, mib, second in ((A100, 50_000, 0), ("cpu-1", 50_000, 0), (f"{A100}:cpu-1", 9_000, 2_000)):
+        found = profile(kind=kind)
+        point = {"batchSize": 1, "seconds": 0.01, "memoryMib": mib}
+        found["spec"]["points"] = [point | ({"secondMemoryMib": second} if second else {})]
+        found["metadata"] |= {"name": f"on-{kind.lower().replace(':', '-')}"}
+        profiles.append(found)
+    return body, *profiles
+
+
+def test_a_partitioned_member_gets_a_gpu_and_a_core_beside_it(decider):
+    body, *profiles = partitioned()
+    decision = decided(decider, body, *profiles, node())
+    (pod,) = pods_of(decider, decision, body)
+
+    devices = json.loads(pod["metadata"]["annotations"]["ensembles.dev/devices"])
+    assert [(d["kind"], d["type"]) for d in devices] == [("CPU", "cpu-1"), ("GPU", A100)]
+    (container,) = pod["spec"]["containers"]
+    requests = container["resources"]["requests"]
+    assert (requests["cpu"], requests["nvidia.com/gpu"]) == ("2", "1"), "a core beside the GPU, and the partition's"
+    assert container["resources"]["limits"]["cpu"] == "2", "so that they are its own"
+
+
+def test_the_runtime_is_told_of_the_second_device(decider):
+    from ensemble_operator.api.ensemble import InferenceEnsemble
+    from ensemble_runtime.config import RuntimeConfig
+
+    body, *profiles = partitioned()
+    decision = decided(decider, body, *profiles, node())
+    document = InferenceEnsemble.model_validate(record_of(ENSEMBLES, body).manifest())
+    config_map, *_ = copy_objects(document, "uid", 0, decision.plans[0], decision.digests, IMAGES)
+    config = RuntimeConfig.model_validate_json(config_map["data"]["config.json"])
+
+    (cell,) = config.cells
+    slots = {slot.name: slot for slot in config.devices}
+    assert (slots[cell.device].type, slots[cell.second_device].type) == (A100, "cpu-1")
+    assert slots[cell.second_device].memory_bytes == 2_000 * 2**20
+
+
+def test_a_partitioned_ensemble_stays_where_it_is_and_nobody_gets_its_core(decider):
+    body, *profiles = partitioned()
+    there = node() | {"status": node()["status"]}
+    there["status"]["allocatable"]["cpu"] = "3"
+    first = decided(decider, body, *profiles, there)
+    pods = pods_of(decider, first, body)
+    other = ensemble("other", {"model": MODEL | {"sha256": "b" * 64}}, devices={"kinds": ["CPU"]}, replicas=3)
+    cheap = profile(kind="cpu-1", digest="b" * 64)
+    anew = Decider(600 * 2**20, {})
+    decisions = anew(world(body, other, *profiles, cheap, there, *pods), time.monotonic() + 20)
+
+    assert decisions["n", "digits"].plans[0].digest == first.plans[0].digest
+    held = {d.name for d in first.plans[0].devices}
+    others = [{d.name for d in plan.devices} for plan in decisions["n", "other"].plans.values()]
+    assert others and not any(held & names for names in others)
+
+
+def test_members_are_partitioned_over_cores_of_the_same_node_only(decider):
+    body, *profiles = partitioned()
+    full = node("gpus")
+    full["status"]["allocatable"]["cpu"] = "0"
+    decision = decided(decider, body, *profiles, full, node("cores", gpus=0))
+
+    assert not decision.plans
+    assert decision.waiting

@@ -87,3 +87,24 @@ def test_out_of_time_the_first_plan_will_do_and_is_not_kept():
 
     assert hurried.cells
     assert solve(problem("gpu0", "gpu1", "gpu2")).rate == make_plan(question).rate
+
+
+def test_pairs_are_planned_once_and_named_as_the_question_names_them(monkeypatch):
+    """The rows of such a plan are pairs, so that its problem is not the question's own."""
+    pair = "T4:cpu-1"
+
+    def partitioned(node, first, second):
+        points = (Point(1, 0.01, GIB, GIB),)
+        member = PlanMember("x", {}, {pair: Profile("0" * 64, pair, "FP32", points)})
+        cores = Device(second, node, DeviceKind.CPU, "cpu-1", 4 * GIB)
+        return Problem((cores, gpu(first, node)), (member,))
+
+    solve = solver()
+    one = solve(partitioned("a", "gpu0", "cpu0"))
+    monkeypatch.setattr("ensemble_operator.controller.solver.make_plan", None)
+    other = solve(partitioned("b", "gpu7", "cpu3"))
+
+    assert [(d.name, d.type) for d in one.devices] == [("gpu0", "T4"), ("cpu0", "cpu-1")]
+    assert [(d.node, d.name) for d in other.devices] == [("b", "gpu7"), ("b", "cpu3")]
+    assert other.second(other.cells[0][0], "x").name == "cpu3"
+    assert one.digest != other.digest
