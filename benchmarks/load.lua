@@ -24,8 +24,6 @@ function init(args)
   wrk.body = file:read("*a")
   file:close()
   warm, seconds, counted = tonumber(args[2]), tonumber(args[3]), 0
-  local prepared = wrk.format()
-  request = function() return prepared end
   if warm > 0 then
     local from
     response = function()
