@@ -18,9 +18,10 @@ from ensemble_runtime.gateway.encoder import Encoder, Template
 from ensemble_runtime.gateway.inference import Inference
 from ensemble_runtime.gateway.protocol import InferRequest, RequestParser
 from ensemble_runtime.gateway.refusal import invalid
+from ensemble_runtime.pipeline.folds import EVERYTHING
 from ensemble_runtime.pipeline.port import Lease, Options, Outcome, Pipeline
 from ensemble_runtime.pipeline.remote_wire import PARTIAL, Partial, authorization
-from ensemble_runtime.pipeline.rules import EVERYTHING, partial_fold
+from ensemble_runtime.pipeline.rules import partial_fold
 from ensemble_runtime.sizes import row_stride
 from ensemble_runtime.span import SUMS
 

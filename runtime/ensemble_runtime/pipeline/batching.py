@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from struct import Struct
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,36 +26,24 @@ from ensemble_runtime.pipeline.arena import (
     MISSHAPEN,
     OPEN,
     RAISED,
-    READY,
     REASONS,
-    SERVICES,
     SKIPPED,
-    STATE_NAMES,
     UNREACHED,
     Arena,
 )
-from ensemble_runtime.pipeline.combination import (
-    CANCEL,
-    DONE,
-    DONE_PARTIAL,
-    EXPIRE,
-    NOTHING,
-    TIMED_OUT,
-)
-from ensemble_runtime.pipeline.disagreement import SIGNALS
+from ensemble_runtime.pipeline.combiner import CANCEL, DONE, DONE_PARTIAL, EXPIRE, NOTHING, TIMED_OUT
+from ensemble_runtime.pipeline.health import HealthReader, queued_rows
 from ensemble_runtime.pipeline.intake import HIGH, NORMAL
+from ensemble_runtime.pipeline.leases import ENDED, WAITING, RowLease, Tensors
 from ensemble_runtime.pipeline.port import (
     COMPLETE,
-    CellStatus,
     Health,
     Options,
     Outcome,
     OverloadedError,
-    RemoteStatus,
     RequestTooLargeError,
     Verdict,
 )
-from ensemble_runtime.pipeline.prediction import packed
 from ensemble_runtime.pipeline.rows import RowAllocator
 from ensemble_runtime.pipeline.wiring import Wiring, ring
 
@@ -73,59 +60,6 @@ _DEAD_COMBINER_GRACE = 1.0
 _EXPLAINED = (RAISED, MISSHAPEN, UNREACHED)
 """Codes for which the cell says what happened."""
 
-_FILLING, _WAITING, _ENDED = range(3)
-
-
-class RowLease:
-    """The rows of one request; see `port.Lease`."""
-
-    __slots__ = (
-        "_batcher",
-        "asked",
-        "base",
-        "done",
-        "generation",
-        "released",
-        "rows",
-        "settled",
-        "shapes",
-        "slot",
-        "state",
-    )
-
-    def __init__(
-        self, batcher: Batcher, slot: int, base: int, rows: int, shapes: Sequence[tuple[int, ...]], generation: int
-    ) -> None:
-        self._batcher = batcher
-        self.slot = slot
-        self.base = base
-        self.rows = rows
-        self.shapes = shapes
-        self.generation = generation
-        self.state = _FILLING
-        self.asked: list[int] | None = None
-        """The members that it goes to, where it does not go to all."""
-        self.done: Callable[[Outcome], None] | None = None
-        self.released = False
-        self.settled = True
-        """Whether no cell can touch the rows any more."""
-
-    def input(self, index: int) -> memoryview:
-        """See `port.Lease.input`."""
-        return self._batcher.input_bytes(self, index)
-
-    def output(self, index: int) -> NDArray[np.generic]:
-        """See `port.Lease.output`."""
-        return self._batcher.output_rows(self, index)
-
-    def member_output(self, member: str, index: int) -> NDArray[np.generic]:
-        """See `port.Lease.member_output`."""
-        return self._batcher.member_rows(self, member, index)
-
-    def disagreement(self) -> dict[str, NDArray[np.float32]]:
-        """See `port.Lease.disagreement`."""
-        return self._batcher.disagreement(self)
-
 
 class Batcher:
     """The pipeline as the gateway sees it; see `port.Pipeline`."""
@@ -138,6 +72,7 @@ class Batcher:
         self._wiring = wiring
         self._loop = loop
         geometry, config = arena.geometry, arena.config
+        self._tensors = Tensors(arena)
         self._rows = RowAllocator(geometry.rows)
         self._slots = list(range(geometry.slots))
         self._leases: list[RowLease | None] = [None] * geometry.slots
@@ -145,11 +80,8 @@ class Batcher:
         self._names = [member.name for member in config.members]
         self._combined = [i for i, member in enumerate(config.members) if not member.shadow]
         self._shadows = frozenset(range(len(self._names))).difference(self._combined)
-        self._row_bytes = [spec.row_bytes if spec.fixed else 0 for spec in config.inputs]
         self._fixed_inputs = all(spec.fixed for spec in config.inputs)
-        self._fixed_outputs = [arena.output_rows(o) if spec.fixed else None for o, spec in enumerate(config.outputs)]
         self._all_outputs_fixed = all(spec.fixed for spec in config.outputs)
-        self._input_bytes = list(zip(arena.inputs, geometry.input_strides, self._row_bytes, strict=True))
         # One word at a time, memoryviews are written twice as fast as numpy arrays.
         self._table = [
             words.data
@@ -165,13 +97,10 @@ class Batcher:
         self._next = [0] * len(self._names)
         self._pending: list[RowLease] = []
         self._urgent: list[RowLease] = []
-        self._columns: dict[tuple[str, str], list[int]] = {}
-        """The cells of each device and member: one, but of a remote one for each connection."""
-        for c, cell in enumerate(config.cells):
-            self._columns.setdefault((cell.device, cell.member), []).append(c)
         self._timeout = config.serving.timeout_ms / 1000
         quorum = config.serving.quorum
         self._needed = quorum.min_members if quorum else len(self._combined)
+        self._health = HealthReader(arena, self._needed)
         self._patience = quorum.deadline_ms / 1000 if quorum else math.inf
         self._timeouts = np.full(geometry.slots, math.inf)
         self._deadlines = np.full(geometry.slots, math.inf)
@@ -191,7 +120,7 @@ class Batcher:
         if base is None:
             raise OverloadedError(f"no room for {rows} rows: {self._rows.free} are free; try again later", _RETRY_AFTER)
         self._generation = (self._generation + 1) & 0xFFFFFFFF
-        lease = RowLease(self, self._slots.pop(), base, rows, shapes, self._generation)
+        lease = RowLease(self._tensors, self._slots.pop(), base, rows, shapes, self._generation)
         self._leases[lease.slot] = lease
         self.in_flight += 1
         return lease
@@ -199,7 +128,7 @@ class Batcher:
     def submit(self, lease: RowLease, options: Options, done: Callable[[Outcome], None]) -> None:
         """See `port.Pipeline.submit`."""
         slot, rows = lease.slot, lease.rows
-        lease.state = _WAITING
+        lease.state = WAITING
         lease.settled = False
         lease.done = done
         generation, base, row_count, flags, min_members, phase = self._table
@@ -227,7 +156,7 @@ class Batcher:
 
     def cancel(self, lease: RowLease) -> None:
         """See `port.Pipeline.cancel`."""
-        if lease.state == _WAITING:
+        if lease.state == WAITING:
             for queue in (self._pending, self._urgent):
                 if lease in queue:
                     queue.remove(lease)
@@ -246,6 +175,10 @@ class Batcher:
         if lease.settled:
             self._free(lease)
 
+    def health(self) -> Health:
+        """See `port.Pipeline.health`."""
+        return self._health.read()
+
     def _free(self, lease: RowLease) -> None:
         slot = lease.slot
         self._table[3][slot] = 0
@@ -255,7 +188,7 @@ class Batcher:
         self.in_flight -= 1
 
     def _end(self, lease: RowLease) -> None:
-        lease.state = _ENDED
+        lease.state = ENDED
         lease.done = None
         self._table[5][lease.slot] = ANSWERED
         self._timeouts[lease.slot] = self._deadlines[lease.slot] = math.inf
@@ -302,8 +235,8 @@ class Batcher:
 
     def _behind(self, member: int) -> bool:
         """Whether what waits for a shadow would soon take the room that requests need."""
-        entries = sum(map(len, self._arena.queues[member]))
-        return entries * _SHADOWS_SHARE > len(self._leases) or self._queued(member) * _SHADOWS_SHARE > self.max_rows
+        entries, rows = sum(map(len, self._arena.queues[member])), queued_rows(self._arena, member)
+        return entries * _SHADOWS_SHARE > len(self._leases) or rows * _SHADOWS_SHARE > self.max_rows
 
     def _spare(self, member: int, leases: list[RowLease]) -> None:
         """Let requests pass a shadow by."""
@@ -345,7 +278,7 @@ class Batcher:
                 continue
             if settled:
                 lease.settled = True
-            if verdict != NOTHING and lease.state == _WAITING:
+            if verdict != NOTHING and lease.state == WAITING:
                 self._answer(lease, verdict)
             elif settled and lease.released:
                 self._free(lease)
@@ -432,96 +365,6 @@ class Batcher:
         if lease is not None and len(controls) < len(controls.table):
             controls.push(_ENTRY.pack(lease.slot, lease.generation, operation, 0))
             ring(self._wiring.combiner)
-
-    # -- tensors ------------------------------------------------------------------------------------------------------
-
-    def input_bytes(self, lease: RowLease, index: int) -> memoryview:
-        """Writable bytes of a leased input."""
-        area, stride, row_bytes = self._input_bytes[index]
-        if not row_bytes:
-            row_bytes = math.prod(lease.shapes[index]) * self.config.inputs[index].datatype.itemsize
-        begin = lease.base * stride
-        return area[begin : begin + lease.rows * row_bytes]
-
-    def output_rows(self, lease: RowLease, index: int) -> NDArray[np.generic]:
-        """The combined output of a lease."""
-        table = self._fixed_outputs[index]
-        if table is not None:
-            return table[lease.base : lease.base + lease.rows]
-        member = int(np.argmax(self._arena.used[lease.slot]))
-        return self._variable(self._arena.outputs[index], lease, member, index)
-
-    def member_rows(self, lease: RowLease, member: str, index: int) -> NDArray[np.generic]:
-        """A member's own output of a lease."""
-        m = self._names.index(member)
-        return self._variable(self._arena.member_outputs[m][index], lease, m, index)
-
-    def disagreement(self, lease: RowLease) -> dict[str, NDArray[np.float32]]:
-        """The disagreement of a lease's rows."""
-        rows = self._arena.disagreement[lease.base : lease.base + lease.rows]
-        return {name: rows[:, i] for i, name in enumerate(SIGNALS)}
-
-    def _variable(self, area: memoryview, lease: RowLease, member: int, index: int) -> NDArray[Any]:
-        spec = self.config.outputs[index]
-        shape = spec.shape
-        if not spec.fixed:
-            shape = tuple(self._arena.output_shapes[lease.slot, member, index, : len(shape)].tolist())
-        stride = self._arena.geometry.output_strides[index]
-        return packed(area, stride, spec.datatype.numpy, shape, lease.base, lease.base, lease.rows)
-
-    # -- health -------------------------------------------------------------------------------------------------------
-
-    def health(self) -> Health:
-        """See `port.Pipeline.health`."""
-        arena = self._arena
-        cells = tuple(self._cell(lanes) for lanes in self._columns.values())
-        served = {cell.member for cell in cells if cell.state == STATE_NAMES[READY]}
-        unserved = [self._names[m] for m in self._combined if self._names[m] not in served]
-        processes = {name: arena.service_pids[i] for i, name in enumerate(SERVICES) if arena.service_pids[i]}
-        reasons = []
-        if len(self._combined) - len(unserved) < self._needed:
-            reasons.append(f"no worker is ready for {', '.join(unserved)}{self._troubles(unserved)}")
-        if "combiner" not in processes:
-            reasons.append("the combination process is being restarted")
-        queued = {name: self._queued(m) for m, name in enumerate(self._names)}
-        remotes = tuple(self._remote(i) for i in range(len(self.config.remotes)))
-        return Health(not reasons, "; ".join(reasons), cells, processes, queued, remotes)
-
-    def _remote(self, index: int) -> RemoteStatus:
-        remote = self.config.remotes[index]
-        lanes = next((lanes for (device, _), lanes in self._columns.items() if device == remote.name), [])
-        up = sum(self._arena.state[cell] == READY for cell in lanes)
-        return RemoteStatus(remote.name, remote.url, up, *self._arena.remotes[index])
-
-    def _troubles(self, members: Sequence[str]) -> str:
-        """Why shards on other nodes do not serve these members."""
-        remotes = {remote.name for remote in self.config.remotes}
-        cells = [c for c, cell in enumerate(self.config.cells) if cell.device in remotes and cell.member in members]
-        found = dict.fromkeys(text for c in cells if (text := self._arena.errors[c].get()))
-        return f" ({'; '.join(found)})" if found else ""
-
-    def _cell(self, lanes: list[int]) -> CellStatus:
-        """A cell; one of a remote has a part for each connection, and serves if one of them does."""
-        arena = self._arena
-        index = next((lane for lane in lanes if arena.state[lane] == READY), lanes[0])
-        cell, process = self.config.cells[index], arena.geometry.process_of(index)
-        batches, rows, nanoseconds, errors = arena.counters[lanes].sum(axis=0).tolist()
-        return CellStatus(
-            device=cell.device,
-            member=cell.member,
-            batch_size=cell.batch_size,
-            state=STATE_NAMES[arena.state[index]],
-            pid=arena.pids[process],
-            restarts=arena.restarts[index],
-            batches=batches,
-            rows=rows,
-            busy_seconds=nanoseconds / 1e9,
-            errors=errors,
-            observed_device=arena.observed[process].get(),
-        )
-
-    def _queued(self, member: int) -> int:
-        return sum(int(queue.peek(max(0, len(queue)))[:, 2].sum()) for queue in self._arena.queues[member])
 
 
 def _segments(leases: Sequence[RowLease], size: int) -> bytes:

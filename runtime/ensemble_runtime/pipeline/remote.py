@@ -19,17 +19,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import orjson
 
-from ensemble_runtime.config import RuntimeConfig
 from ensemble_runtime.errors import ManifestError
-from ensemble_runtime.members.model import dtype_of
 from ensemble_runtime.pipeline.arena import (
     ARRIVED,
     CANCELLED,
-    DISAGREE,
     FAILED,
-    INDIVIDUAL,
     LOADING,
     MISSHAPEN,
     READY,
@@ -38,21 +33,18 @@ from ensemble_runtime.pipeline.arena import (
     Arena,
 )
 from ensemble_runtime.pipeline.intake import Entries, MemberLock
+from ensemble_runtime.pipeline.remote_asking import Asking, Job
 from ensemble_runtime.pipeline.remote_intake import LaneIntake, report_together
-from ensemble_runtime.pipeline.remote_link import Link, LostError, Reply
+from ensemble_runtime.pipeline.remote_link import Link, LostError
 from ensemble_runtime.pipeline.remote_rows import RowDesk
 from ensemble_runtime.pipeline.remote_wire import (
     TARGET,
     Answers,
-    Partial,
     UnreadableError,
-    Wire,
     authorization,
     code_of,
 )
-from ensemble_runtime.pipeline.rules import Peak, WeightedSum, make_fold
 from ensemble_runtime.pipeline.wiring import Wiring, ring
-from ensemble_runtime.span import folded_by_shards
 
 log = logging.getLogger(__name__)
 
@@ -80,17 +72,6 @@ def hand_over_until_killed(arena: Arena, wiring: Wiring, process: int) -> int:
         hand_over.turn()
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """Rows that go to some members together."""
-
-    members: tuple[int, ...]
-    batch: Entries
-    alone: tuple[int, ...]
-    """Members whose own outputs are wanted; of the others, only what they add up to."""
-    partial: Partial | None
-
-
 @dataclass(slots=True)
 class _Lane:
     """One connection, and what is on its way over it."""
@@ -101,7 +82,7 @@ class _Lane:
     link: Link | None = None
     taken: dict[int, Entries] = field(default_factory=dict)
     """By member, what it has in hand; the last column becomes the code of each."""
-    jobs: deque[_Job] = field(default_factory=deque)
+    jobs: deque[Job] = field(default_factory=deque)
     """What it was cut into; the first is on its way."""
     repeated: bool = False
     """Whether that is so for the second time, since a connection was lost."""
@@ -126,15 +107,12 @@ class HandOver:
         self._counters = arena.remotes[index]
         self._names = [member.name for member in config.members]
         self._patience = config.serving.timeout_ms / 1000
-        self._wire = Wire(config)
         self._desk = RowDesk(arena)
+        self._asking = Asking(arena, self._desk)
         width = len(cells) // remote.connections
         self._lanes = [self._lane(cells[i : i + width]) for i in range(0, len(cells), width)]
         self._members = tuple(self._lanes[0].cells)
         self._together = [m for m in self._members if self._elsewhere(m) == []]
-        self._shares, self._nothing = _shares(config)
-        self._partials: dict[tuple[int, ...], Partial] = {}
-        self._questions: dict[tuple[object, ...], bytes] = {}
         self._pause = _FIRST_PAUSE
         self._connect_at = 0.0
         self._trouble = ""
@@ -179,28 +157,11 @@ class HandOver:
         members = (leader, *(m for m in followers if lane.intakes[m].take_these(entries)))
         lane.since = time.monotonic()
         cancelled = (self._arena.flags[entries[:, 0]] & CANCELLED) != 0
-        lane.jobs.extend(self._job(members, batch) for batch in self._desk.alike(entries[~cancelled]))
+        lane.jobs.extend(self._asking.job(members, batch) for batch in self._desk.alike(entries[~cancelled]))
         entries = entries.copy()
         entries[:, 3] = np.where(cancelled, SKIPPED, ARRIVED)
         lane.taken = {member: entries.copy() for member in members}
         self._go_on(lane)
-
-    def _job(self, members: tuple[int, ...], batch: Entries) -> _Job:
-        folded = [m for m in members if m in self._shares]
-        wanted = (self._arena.flags[batch[:, 0]] & (DISAGREE | INDIVIDUAL)).any()
-        alone = members if wanted else tuple(m for m in members if m not in self._shares)
-        return _Job(members, batch, alone, self._partial(tuple(folded)))
-
-    def _partial(self, members: tuple[int, ...]) -> Partial | None:
-        if not members:
-            return None
-        known = self._partials.get(members)
-        if known is None:
-            combination = self._arena.config.combination
-            shares = {self._names[m]: self._shares[m] for m in members}
-            known = Partial(rule=combination.rule, predictions=combination.predictions, shares=shares)
-            self._partials[members] = known
-        return known
 
     def _go_on(self, lane: _Lane) -> None:
         """Send the next job, or report when there is none."""
@@ -215,23 +176,12 @@ class HandOver:
         job = lane.jobs[0]
         lane.ask_at = 0.0
         try:
-            sent = lane.link.send(self._question(job), self._desk.gather(job.batch))
+            sent = lane.link.send(self._asking.question(job), self._desk.gather(job.batch))
         except LostError as error:
             self._lost(lane, str(error))
             return
         self._counters[REQUESTS] += 1
         self._counters[SENT] += sent
-
-    def _question(self, job: _Job) -> bytes:
-        shapes, rows = self._desk.shapes(job.batch), int(job.batch[:, 2].sum())
-        key = (job.members, job.alone, rows, *shapes)
-        known = self._questions.get(key)
-        if known is None:
-            if len(self._questions) >= 1024:
-                self._questions.clear()
-            known = self._wire.question([self._names[m] for m in job.alone], job.partial, rows, shapes)
-            self._questions[key] = known
-        return known
 
     # -- back ---------------------------------------------------------------------------------------------------------
 
@@ -252,17 +202,12 @@ class HandOver:
             return
         job = lane.jobs.popleft()
         try:
-            self._take_back(lane, job, self._read(job.alone, job.partial, int(job.batch[:, 2].sum()), reply))
+            self._take_back(lane, job, self._asking.answers(job, reply))
         except (UnreadableError, LostError) as error:
             self._fail(lane, job, UNREACHED, self._at(str(error)))
         self._go_on(lane)
 
-    def _read(self, members: Sequence[int], partial: Partial | None, rows: int, reply: Reply) -> Answers:
-        if reply.status != _OK:
-            raise LostError(_refusal(reply))
-        return self._wire.answers([self._names[m] for m in members], partial, rows, reply.json, reply.tensors)
-
-    def _take_back(self, lane: _Lane, job: _Job, answers: Answers) -> None:
+    def _take_back(self, lane: _Lane, job: Job, answers: Answers) -> None:
         failed = [m for m in job.members if self._names[m] in answers.missing]
         for member in job.alone:
             if member not in failed:
@@ -270,20 +215,20 @@ class HandOver:
                 if misfits.any():
                     self._mark(lane, member, job.batch[misfits], MISSHAPEN, "rows of one request differ in shape")
         if answers.partial:
-            folded = [m for m in job.members if m in self._shares and m not in failed]
-            self._desk.put_partial(folded, job.batch, answers.partial, self._nothing)
+            folded = [m for m in job.members if m in self._asking.shares and m not in failed]
+            self._desk.put_partial(folded, job.batch, answers.partial, self._asking.nothing)
         if not failed:
             return
         if len(job.batch) > 1:
             # Each request alone, so that it fails only those it must.
             single = (job.batch[i : i + 1] for i in range(len(job.batch)))
-            lane.jobs.extend(self._job(tuple(failed), entry) for entry in single)
+            lane.jobs.extend(self._asking.job(tuple(failed), entry) for entry in single)
             return
         for member in failed:
             reason = answers.missing[self._names[member]]
             self._mark(lane, member, job.batch, code_of(reason), self._at(reason))
 
-    def _fail(self, lane: _Lane, job: _Job, code: int, detail: str) -> None:
+    def _fail(self, lane: _Lane, job: Job, code: int, detail: str) -> None:
         for member in job.members:
             self._mark(lane, member, job.batch, code, detail)
 
@@ -334,14 +279,9 @@ class HandOver:
 
     def _warm_up(self, link: Link) -> None:
         """Ask all members for a made-up row."""
-        config = self._arena.config
-        shapes = [tuple(_WARM_UP_LENGTH if dim == -1 else dim for dim in spec.shape) for spec in config.inputs]
-        rows = [
-            np.zeros((1, *shape), dtype_of(spec)).data.cast("B")
-            for spec, shape in zip(config.inputs, shapes, strict=True)
-        ]
-        link.send(self._wire.question([self._names[m] for m in self._members], None, 1, shapes), rows)
-        answers = self._read(self._members, None, 1, link.receive())
+        question, rows = self._asking.made_up(self._members)
+        link.send(question, rows)
+        answers = self._asking.read(self._members, None, 1, link.receive())
         if answers.missing:
             raise LostError("; ".join(f"{member} {reason}" for member, reason in answers.missing.items()))
 
@@ -429,25 +369,3 @@ class HandOver:
                 elif not lane.ask_at and now - lane.since > self._patience:
                     lane.repeated = True  # a second time would take as long
                     self._lost(lane, f"no answer within {self._patience:g} s")
-
-
-def _shares(config: RuntimeConfig) -> tuple[dict[int, float], float]:
-    """Of the members that their shard folds, the share in the whole; and what those bring that bring nothing."""
-    combined = [m for m, member in enumerate(config.members) if not member.shadow]
-    folded = folded_by_shards(config)
-    if not folded:
-        return {}, 0.0
-    weights = [config.members[m].weight for m in combined]
-    fold = make_fold(config.combination, weights, config.outputs[0].shape, config.outputs[0].datatype.numpy)
-    if isinstance(fold, WeightedSum):
-        return {m: fold.shares[combined.index(m)] for m in folded}, fold.nothing
-    return dict.fromkeys(folded, 1.0), Peak.nothing
-
-
-def _refusal(reply: Reply) -> str:
-    """What a shard said in place of an answer."""
-    try:
-        said = str(orjson.loads(reply.json)["error"])
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        said = "no reason given"
-    return f"answered {reply.status} ({said[:300]})"

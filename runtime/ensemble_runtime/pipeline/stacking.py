@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from ensemble_runtime.config import Device, DeviceKind, Member, RuntimeConfig, TensorSpec
 from ensemble_runtime.errors import ManifestError, ModelInvalidError
 from ensemble_runtime.members.checks import bad_rows, check_outputs, warm_up
-from ensemble_runtime.pipeline.rules import Rows, stack_features
+from ensemble_runtime.pipeline.folds import Rows
+from ensemble_runtime.pipeline.rules import stack_features
 
 Array = NDArray[Any]
 STACKING = "/stacking"

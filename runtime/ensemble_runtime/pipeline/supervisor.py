@@ -17,18 +17,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ensemble_runtime.config import DeviceKind, Rule, RuntimeConfig
+from ensemble_runtime.config import DeviceKind, RuntimeConfig
 from ensemble_runtime.devices.working_memory import keep_memory
-from ensemble_runtime.errors import EnsembleError, PortTakenError, StartupError
-from ensemble_runtime.members.storage import FetchedModel, fetch
+from ensemble_runtime.errors import StartupError
 from ensemble_runtime.pipeline import forge, repair
 from ensemble_runtime.pipeline.arena import FAILED, READY, SERVICES, STARTING, Arena
+from ensemble_runtime.pipeline.children import described, error_of, kill, run_child, startup_error
 from ensemble_runtime.pipeline.combination import combine_until_killed
 from ensemble_runtime.pipeline.prediction import predict_until_killed
+from ensemble_runtime.pipeline.preparation import check_tokens, fetch_models, listen
 from ensemble_runtime.pipeline.remote import hand_over_until_killed
-from ensemble_runtime.pipeline.remote_wire import authorization
-from ensemble_runtime.pipeline.stacking import STACKING
-from ensemble_runtime.pipeline.wiring import Wiring, adopt_orphans, die_with_parent, ring
+from ensemble_runtime.pipeline.wiring import Wiring, adopt_orphans, ring
 from ensemble_runtime.span import laid_out
 
 log = logging.getLogger(__name__)
@@ -43,7 +42,6 @@ _STEADY = 10.0
 _LONGEST_PAUSE = 30.0
 _HOPELESS = 5
 """So many quick deaths of a service before anything was ever ready end the runtime: there is nothing to wait for."""
-_BACKLOG = 1024
 _UNKNOWN = 5.0
 """Seconds that a prediction process waits to become known to the supervisor."""
 _PAUSE = 0.001
@@ -65,9 +63,9 @@ def run(config: RuntimeConfig, cache: Path, gateway: GatewayMain) -> int:
         EnsembleError: it could not start; nothing is left behind.
     """
     config = laid_out(config)
-    _check_tokens(config)
-    listener = _listen(config)
-    models = _fetch_models(config, cache)  # held until the end: a process that is replaced loads its model again
+    check_tokens(config)
+    listener = listen(config)
+    models = fetch_models(config, cache)  # held until the end: a process that is replaced loads its model again
     paths = {name: model.path for name, model in models.items()}
     arena = Arena.create(config)
     keep_memory()
@@ -172,7 +170,7 @@ class Supervisor:
         signal.set_wakeup_fd(-1)
         for life in self._lives.values():
             if life.pid:
-                _kill(life.pid)
+                kill(life.pid)
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             try:
@@ -227,13 +225,13 @@ class Supervisor:
         pid = os.fork()
         if pid == 0:
             if role == _FORGE and theirs is not None:
-                _in_child(
+                run_child(
                     parent, lambda: forge.forge_until_killed(theirs, self._modules(), self._become_worker(parent))
                 )
             if role == _COMBINER:
-                _in_child(parent, lambda: combine_until_killed(self.arena, self.wiring, self.paths))
+                run_child(parent, lambda: combine_until_killed(self.arena, self.wiring, self.paths))
             if role == _GATEWAY:
-                _in_child(parent, lambda: self.gateway(self.arena, self.wiring, self.listener), is_gateway=True)
+                run_child(parent, lambda: self.gateway(self.arena, self.wiring, self.listener), is_gateway=True)
             self._become_worker(parent)(int(role))
         if theirs is not None:
             theirs.close()
@@ -242,7 +240,7 @@ class Supervisor:
     def _become_worker(self, parent: int) -> Callable[[int], None]:
         def become(process: int) -> None:
             self.listener.close()
-            _in_child(parent, lambda: self._predict(process))
+            run_child(parent, lambda: self._predict(process))
 
         return become
 
@@ -311,15 +309,15 @@ class Supervisor:
         life.quick_deaths = 0 if lived > _STEADY else life.quick_deaths + 1
         pause = 0.0 if life.quick_deaths <= 1 else min(_LONGEST_PAUSE, 0.1 * 2**life.quick_deaths)
         life.due = time.monotonic() + pause
-        log.warning("process ended", extra={"role": role, "status": _described(status), "restart_in": pause})
+        log.warning("process ended", extra={"role": role, "status": described(status), "restart_in": pause})
         if role == _FORGE:
             self._forge_died()
         elif role == _GATEWAY:
             self._gateway_died()
         if role == _COMBINER and not self._started and (message := self.arena.combiner_error.get()):
-            raise _error_of(os.waitstatus_to_exitcode(status), message)
+            raise error_of(os.waitstatus_to_exitcode(status), message)
         if life.quick_deaths >= _HOPELESS and not self._started:
-            raise StartupError(f"the {role} process {_described(status)} {life.quick_deaths} times in a row")
+            raise StartupError(f"the {role} process {described(status)} {life.quick_deaths} times in a row")
 
     def _worker_died(self, process: int, status: int) -> None:
         """Give back what the process had in hand; while starting, a death is the end."""
@@ -327,7 +325,7 @@ class Supervisor:
         self.arena.idle[process] = 0
         cells = self.arena.geometry.processes[process]
         if not self._started:
-            raise _startup_error(self.arena, cells, status)
+            raise startup_error(self.arena, cells, status)
         for cell in cells:
             if self.arena.state[cell] != FAILED:
                 self.arena.state[cell] = STARTING
@@ -349,7 +347,7 @@ class Supervisor:
         self._quiescing = True
         combiner = self._lives[_COMBINER]
         if combiner.pid:
-            _kill(combiner.pid)
+            kill(combiner.pid)
         repair.cancel_all(self.arena)
         for doorbell in self.wiring.workers:
             ring(doorbell)
@@ -369,7 +367,7 @@ class Supervisor:
         since, combiner = self.arena.combining_since[0], self._lives[_COMBINER].pid
         if since and combiner and time.monotonic_ns() - since > serving.member_timeout_ms * 1e6:
             log.error("combination hangs", extra={"pid": combiner})
-            _kill(combiner)
+            kill(combiner)
         for process, cells in enumerate(self.arena.geometry.processes):
             life = self._lives[str(process)]
             if not life.pid:
@@ -385,7 +383,7 @@ class Supervisor:
                     raise StartupError(f"member '{name}' was not ready within {limit}{trouble}")
                 if computing or starting:
                     log.error("cell hangs", extra={"member": name, "pid": life.pid})
-                    _kill(life.pid)
+                    kill(life.pid)
                     break
         members = range(self.arena.geometry.members)
         self._unserved = sum(repair.put_down_abandoned(self.arena, self.wiring, member) for member in members) > 0
@@ -393,81 +391,3 @@ class Supervisor:
         if not self._started and combiner_ready and all(state == READY for state in self.arena.state):
             self._started = True
             log.info("ready", extra={"port": self._port})
-
-
-def _in_child(parent: int, main: Callable[[], int], *, is_gateway: bool = False) -> None:
-    """Run a process's main function in it; never returns."""
-    code = 1
-    try:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        # Both may reach the whole group, while requests are in flight; the supervisor decides.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if is_gateway else signal.SIG_IGN)
-        die_with_parent(parent)
-        code = main()
-    except EnsembleError as error:
-        log.error("process failed", extra={"error": str(error)})
-        code = error.exit_code
-    except BaseException:
-        log.exception("process failed")
-    finally:
-        os._exit(code)
-
-
-def _startup_error(arena: Arena, cells: tuple[int, ...], status: int) -> EnsembleError:
-    member = arena.config.cells[cells[0]].member
-    message = next((text for cell in cells if (text := arena.errors[cell].get())), "")
-    code = os.waitstatus_to_exitcode(status)
-    if message and code > 0:
-        return _error_of(code, message)
-    return StartupError(f"the process of member '{member}' {_described(status)} while starting")
-
-
-def _error_of(code: int, message: str) -> EnsembleError:
-    """The error that another process ended with."""
-    return next((k for k in EnsembleError.__subclasses__() if k.exit_code == code), StartupError)(message)
-
-
-def _described(status: int) -> str:
-    code = os.waitstatus_to_exitcode(status)
-    return f"was killed by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"exited with code {code}"
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
-def _listen(config: RuntimeConfig) -> socket.socket:
-    address = (config.listen.host, config.listen.port)
-    family = socket.AF_INET6 if ":" in config.listen.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        reason = error.strerror or str(error)
-        raise PortTakenError(f"cannot listen on {address[0]}:{address[1]}: {reason}") from error
-    listener.setblocking(False)
-    return listener
-
-
-def _check_tokens(config: RuntimeConfig) -> None:
-    """Find out now that the shards' token cannot be read, and not when it is needed."""
-    for file in [remote.token_file for remote in config.remotes] + ([config.shard.token_file] if config.shard else []):
-        authorization(file)
-
-
-def _fetch_models(config: RuntimeConfig, cache: Path) -> dict[str, FetchedModel]:
-    """Fetch and check every model that a real device will load."""
-    real = {device.name for device in config.devices if device.kind is not DeviceKind.SIMULATED}
-    needed = {cell.member for cell in config.cells if cell.device in real}
-    models = {m.name: fetch(m.model, cache) for m in config.members if m.name in needed}
-    if config.combination.rule is Rule.STACKING and config.combination.model is not None:
-        models[STACKING] = fetch(config.combination.model, cache)
-    return models

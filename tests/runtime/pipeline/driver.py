@@ -28,7 +28,8 @@ from ensemble_runtime.errors import EnsembleError
 from ensemble_runtime.members.simulated_model import simulated_outputs
 from ensemble_runtime.pipeline import supervisor
 from ensemble_runtime.pipeline.arena import Arena
-from ensemble_runtime.pipeline.batching import Batcher, RowLease
+from ensemble_runtime.pipeline.batching import Batcher
+from ensemble_runtime.pipeline.leases import RowLease
 from ensemble_runtime.pipeline.port import CellStatus, Options, Outcome
 from ensemble_runtime.pipeline.wiring import Wiring
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_runtime.config import Combination, Predictions, Rule, RuntimeConfig
-from ensemble_runtime.pipeline.rules import EVERYTHING, Peak, Prefolded, WeightedSum, make_fold, partial_fold
+from ensemble_runtime.pipeline.folds import EVERYTHING, Peak, Prefolded, WeightedSum
+from ensemble_runtime.pipeline.rules import make_fold, partial_fold
 from ensemble_runtime.span import SUMS, folded_by_shards, laid_out
 
 

@@ -18,9 +18,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from ensemble_runtime.config import Combination
 from ensemble_runtime.pipeline import repair
 from ensemble_runtime.pipeline.arena import ARRIVED, CANCELLED, MISSHAPEN, NOT_FINITE, RAISED, READY, SKIPPED, STARTING
-from ensemble_runtime.pipeline.batching import Batcher, RowLease
-from ensemble_runtime.pipeline.combination import Combiner
+from ensemble_runtime.pipeline.batching import Batcher
+from ensemble_runtime.pipeline.combiner import Combiner
 from ensemble_runtime.pipeline.disagreement import disagreement
+from ensemble_runtime.pipeline.leases import RowLease
 from ensemble_runtime.pipeline.port import Options, Outcome, OverloadedError, Verdict
 from ensemble_runtime.pipeline.prediction import packed
 from ensemble_runtime.pipeline.wiring import ring
