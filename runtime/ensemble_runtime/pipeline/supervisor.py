@@ -87,6 +87,8 @@ class _Life:
     """When to start it again; None: it runs, or must not run."""
     asked: bool = False
     """Whether the forge has been asked for it."""
+    stopped: float | None = None
+    """When a signal stopped it; None: it may run."""
 
 
 @dataclass(slots=True)
@@ -211,7 +213,7 @@ class Supervisor:
 
     def _born(self, role: str, pid: int) -> None:
         life = self._lives[role]
-        life.pid, life.born, life.due, life.asked = pid, time.monotonic(), None, False
+        life.pid, life.born, life.due, life.asked, life.stopped = pid, time.monotonic(), None, False, None
         if role.isdigit():
             self.arena.pids[int(role)] = pid
         elif role != _COMBINER:  # which says itself when it is ready
@@ -283,13 +285,16 @@ class Supervisor:
     def _reap(self) -> None:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
             role = next((role for role, life in self._lives.items() if life.pid == pid), None)
-            if role is None:
+            if os.WIFSTOPPED(status) or os.WIFCONTINUED(status):
+                if role is not None:
+                    self._lives[role].stopped = time.monotonic() if os.WIFSTOPPED(status) else None
+            elif role is None:
                 self._early_deaths[pid] = status
             else:
                 self._died(role, status)
@@ -364,6 +369,10 @@ class Supervisor:
     def _watch(self) -> None:
         """Kill what hangs; see to members without a worker; notice when everything is ready for the first time."""
         serving, now = self.arena.config.serving, time.monotonic()
+        for role, life in self._lives.items():
+            if life.pid and life.stopped and now - life.stopped > serving.member_timeout_ms / 1000:
+                log.error("process stays stopped", extra={"role": role, "pid": life.pid})
+                kill(life.pid)
         since, combiner = self.arena.combining_since[0], self._lives[_COMBINER].pid
         if since and combiner and time.monotonic_ns() - since > serving.member_timeout_ms * 1e6:
             log.error("combination hangs", extra={"pid": combiner})

@@ -234,6 +234,19 @@ def test_a_process_that_hangs_is_replaced(run: Callable[..., Any], simulated: Ca
     assert run(config, "stopped_in_a_batch") == {"a": DIED}
 
 
+async def stopped_while_idle(client: Any, role: str) -> None:
+    await client.ask_and_check(2)
+    await client.back(role, client.kill(role, signal.SIGSTOP))
+    await client.ask_and_check(2)
+
+
+@pytest.mark.parametrize("role", ["a", "combiner"])
+def test_a_process_that_is_stopped_while_idle_is_replaced(
+    run: Callable[..., Any], simulated: Callable[..., Any], role: str
+) -> None:
+    run(simulated(serving={"memberTimeoutMs": 300}), "stopped_while_idle", role)
+
+
 async def dead_combiner(client: Any) -> None:
     """Times out although the combiner is stopped; goes on when it is killed."""
     stopped = client.kill("combiner", signal.SIGSTOP)
