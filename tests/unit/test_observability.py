@@ -47,6 +47,13 @@ def test_queries_ask_for_metrics_that_exist(place: str, expression: str) -> None
     assert asked <= known()
 
 
+def test_the_autoscaler_asks_for_a_metric_that_exists() -> None:
+    example = (ROOT / "examples" / "kubernetes" / "autoscaling.yaml").read_text()
+    scaler = yaml.safe_load(example)
+    names = {one["pods"]["metric"]["name"] for one in scaler["spec"]["metrics"]}
+    assert names <= of_the_runtime() and names <= set(METRIC.findall(example.partition("apiVersion")[0]))
+
+
 def test_every_metric_of_the_operator_is_explained() -> None:
     page = (ROOT / "docs" / "metrics.md").read_text()
     assert of_the_operator() == set(re.findall(r"^\| `(ensembles_operator_\w+)`", page, flags=re.MULTILINE))

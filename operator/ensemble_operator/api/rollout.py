@@ -42,5 +42,10 @@ class Rollout(Schema):
         ),
     )
     progress_timeout_seconds: int = Field(
-        900, ge=1, le=86_400, description="New pods that are not ready by then are given up, and the old ones stay."
+        900,
+        ge=1,
+        le=86_400,
+        description=(
+            "A change of which no pod becomes ready for so long is given up: what served before serves on, or again."
+        ),
     )

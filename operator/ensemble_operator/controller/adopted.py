@@ -23,6 +23,7 @@ class Adopted:
     """A pod that serves and is to stay, not one that profiles or goes away."""
     bound: bool
     """It has its node already, and need not be let in any more."""
+    ready: bool
     devices: tuple[Device, ...]
     running: tuple[labels.Cell, ...]
 
@@ -44,6 +45,7 @@ def adopted(pod: OwnPod) -> Adopted | None:
             created=pod.created,
             serving=pod.labels.get("app.kubernetes.io/component") == labels.SERVING and not pod.deleting,
             bound=bool(pod.node),
+            ready=pod.ready,
             devices=labels.held(pod.annotations),
             running=labels.running(pod.annotations),
         )

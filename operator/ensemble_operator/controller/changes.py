@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from ensemble_operator.api.ensemble import InferenceEnsemble
+from ensemble_operator.api.rollout import Strategy
 from ensemble_operator.controller.decision import Decision
+from ensemble_operator.controller.edition_record import EditionRecord
+from ensemble_operator.controller.history import entries
+from ensemble_operator.controller.progress import Progress, progress
 from ensemble_operator.controller.records import DIGEST, ChildRecord, EnsembleRecord, OwnPod
 from ensemble_operator.controller.resources import (
     BUDGETS,
     BY_KIND,
     CONFIG_MAPS,
     POLICIES,
+    REVISIONS,
     SERVICES,
     TEMPLATES,
     Resource,
@@ -22,6 +28,7 @@ from ensemble_operator.controller.rollout import Removal, RunningPod, Steps, Wan
 from ensemble_operator.manifests import labels
 from ensemble_operator.manifests.budget import budget
 from ensemble_operator.manifests.deployment import copy_objects, spans_nodes
+from ensemble_operator.manifests.edition import edition_hash
 from ensemble_operator.manifests.names import config_map_name, digest, pod_name
 from ensemble_operator.manifests.network import shards_policy
 from ensemble_operator.manifests.objects import Owner
@@ -48,6 +55,7 @@ class There:
     """All else."""
     edited: frozenset[ChildKey] = frozenset()
     """Those that somebody has changed since they were applied."""
+    editions: tuple[EditionRecord, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,57 +78,85 @@ class Changes:
     delete: tuple[Deletion, ...] = ()
     """All else."""
     steps: Steps = field(default_factory=Steps)
+    progress: Progress = field(default_factory=Progress)
     problem: str | None = None
     """Why the plans cannot be made into pods."""
 
 
 def changes(
-    record: EnsembleRecord, ensemble: InferenceEnsemble, decision: Decision, there: There, settings: PodSettings
+    record: EnsembleRecord,
+    ensemble: InferenceEnsemble,
+    decision: Decision,
+    there: There,
+    settings: PodSettings,
+    now: datetime,
 ) -> Changes:
     """What takes an ensemble from what is there towards what is decided.
 
     Args:
         record: The ensemble as it was seen.
-        ensemble: The same, understood.
+        ensemble: The same, as it is to be carried out.
         decision: What is to become of it.
         there: What is there.
         settings: The installation's part of pods.
+        now: The time.
     """
     running = [running_pod(name, pod) for name, pod in there.pods.items()]
     if decision.frozen:
         return Changes(steps=_as_it_is(running))
     plans = {} if decision.dry else decision.plans
     wanted = wanted_sets(ensemble, decision)
-    now = steps(wanted, running, ensemble.spec.rollout.strategy, decision.stranded)
+    next_ = steps(wanted, running, _strategy(ensemble, decision), decision.stranded)
     owner = Owner.of(ensemble, record.uid)
+    far = _progress(ensemble, decision, wanted, there, now)
+    history = entries(owner, ensemble.spec, decision, there.editions, far)
     objects: list[Object] = []
     try:
         for want in wanted:
-            if set(want.pods) & set(now.create) or _lacks_config(want, ensemble.metadata.name, there):
+            if set(want.pods) & set(next_.create) or _lacks_config(want, ensemble.metadata.name, there):
                 made = copy_objects(ensemble, record.uid, want.copy, plans[want.copy], decision.digests, settings)
-                objects += [o for o in made if o["kind"] != "Pod" or o["metadata"]["name"] in now.create]
+                objects += [o for o in made if o["kind"] != "Pod" or o["metadata"]["name"] in next_.create]
     except EnsembleError as error:
         return Changes(steps=_as_it_is(running), problem=str(error))
-    shared = _shared(owner, decision, now, len(wanted) + len(decision.stranded))
+    shared = _shared(owner, decision, next_, len(wanted) + len(decision.stranded))
     between = _between_shards(owner, plans.values(), there)
     # Made once, and left alone: who reads no Secrets cannot know whether it is there, so it is tried with new pods.
-    token = [token_secret(owner)] if now.create and spans_nodes(plans.values()) else []
+    token = [token_secret(owner)] if next_.create and spans_nodes(plans.values()) else []
     needed = {(o["kind"], o["metadata"]["name"]) for o in (*objects, *shared, *between)}
     return Changes(
         apply=tuple(
             sorted(
                 (
                     *(o for o in map(marked, (*shared, *between)) if _differs(o, there)),
+                    *history.write,
                     *token,
                     *(marked(o) if o["kind"] != "Pod" else o for o in objects),
                 ),
                 key=lambda o: bool(o["kind"] == "Pod"),
             )
         ),
-        remove=now.delete,
-        delete=tuple(_leftovers(ensemble.metadata.name, there, needed, keep_service=decision.suspended)),
-        steps=now,
+        remove=next_.delete,
+        delete=(
+            *_leftovers(ensemble.metadata.name, there, needed, keep_service=decision.suspended),
+            *(Deletion(REVISIONS, edition.name, "it is not gone back to") for edition in history.strike),
+        ),
+        steps=next_,
+        progress=far,
     )
+
+
+def _strategy(ensemble: InferenceEnsemble, decision: Decision) -> Strategy:
+    """The one asked for; but what was given up is not left where it is until somebody deletes it."""
+    strategy = ensemble.spec.rollout.strategy
+    return Strategy.ROLLING_UPDATE if decision.retreat and strategy is Strategy.ON_DELETE else strategy
+
+
+def _progress(
+    ensemble: InferenceEnsemble, decision: Decision, wanted: Iterable[WantedSet], there: There, now: datetime
+) -> Progress:
+    present = edition_hash(ensemble.spec, decision.digests) if decision.revision is not None else None
+    began = next((e.created for e in there.editions if e.edition == present), None)
+    return progress(wanted, there.pods, began, ensemble.spec.rollout.progress_timeout_seconds, now)
 
 
 def wanted_sets(ensemble: InferenceEnsemble, decision: Decision) -> tuple[WantedSet, ...]:

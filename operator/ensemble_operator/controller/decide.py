@@ -6,17 +6,20 @@ moment between a decision and the pods that come of it; an operator that starts 
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ensemble_operator.api.ensemble import EnsembleSpec
 from ensemble_operator.api.rollout import Mode
 from ensemble_operator.controller.adopted import Adopted, settled
 from ensemble_operator.controller.allotment import Grant
-from ensemble_operator.controller.decision import OVERVIEW, Decision, Overview
+from ensemble_operator.controller.decision import OVERVIEW, Decision, Overview, Retreat
 from ensemble_operator.controller.handing import hand_out
+from ensemble_operator.controller.history import given_up, last_good
 from ensemble_operator.controller.ledger import Ledger
 from ensemble_operator.controller.measuring import Bench, missing_profiles
 from ensemble_operator.controller.memory import Memory
@@ -27,7 +30,7 @@ from ensemble_operator.controller.shortfall import nothing_to_use
 from ensemble_operator.controller.wish import Wish, request_of, terms_of
 from ensemble_operator.controller.world import Key, State, World
 from ensemble_operator.inventory.slices import DriverWords
-from ensemble_operator.manifests.revision import revision
+from ensemble_operator.manifests.edition import edition_hash, restored
 from ensemble_operator.planner.problem import Problem
 from ensemble_runtime.errors import EnsembleError
 
@@ -114,23 +117,29 @@ class _Round:
             # Nobody is to lose devices by a slip of the pen.
             return Decision(frozen=True, waiting=self._world.fault), None
         table, by_uri = self._memory.profiles_of(key[0], self._world.profiles.get(key[0], ()))
-        digests = {m.name: d for m in spec.members if (d := m.model.sha256 or by_uri.get(m.model.uri)) is not None}
+        found = ((m.name, m.model.sha256 or by_uri.get(m.model.uri)) for m in spec.members)
+        digests: Mapping[str, str] = {name: known for name, known in found if known is not None}
         dry = spec.mode is Mode.PLAN_ONLY
+        retreat = None
+        if not dry and (back := self._retreat(record, spec, digests)) is not None:
+            retreat, spec, digests = back
+            record = replace(record, document=retreat.document)
         simulated = bool(spec.devices.simulated)
         terms, offer = terms_of(spec), self._offers.of(spec)
-        given_up, pods = self._world.given_up.get(key[0], {}), self._world.own_pods.get(key[0], {})
-        missing = missing_profiles(spec, digests, offer.kinds, table, given_up, pods)
-        so_far = Decision(dry=dry, digests=digests, missing=missing, supply=offer.supply)
+        unmeasured, pods = self._world.given_up.get(key[0], {}), self._world.own_pods.get(key[0], {})
+        missing = missing_profiles(spec, digests, offer.kinds, table, unmeasured, pods)
+        so_far = Decision(dry=dry, digests=digests, missing=missing, supply=offer.supply, retreat=retreat)
         unknown = [m.name for m in spec.members if m.name not in digests]
         if unknown:
             return replace(so_far, frozen=True, waiting=f"the digest of {', '.join(unknown)} is not known yet"), None
-        own = revision(spec, digests)
+        own, edition = self._memory.hashes(record, spec, digests)
         so_far = replace(so_far, revision=own)
         if any(m.given_up is None for m in missing) and not simulated and not self._of_owner[record.uid]:
             return replace(so_far, frozen=True, waiting="waits for profiles"), None
-        held, old = self._held(record, own)
+        held, old = self._held(record, own, edition, back=retreat is not None)
         changing = frozenset(copy for copy in old if copy < spec.replicas)  # the others end, and block nothing
-        wish = Wish(key, record, spec, digests, own, terms, held, changing, settled(self._of_owner[record.uid], own))
+        stays = settled(self._of_owner[record.uid], own)
+        wish = Wish(key, record, spec, digests, edition, terms, held, changing, stays)
         kinds = (*offer.kinds, *(d for copy in held.values() for d in copy.devices))
         if not kinds:
             return replace(so_far, waiting=nothing_to_use(terms, self._everything)), None
@@ -142,22 +151,55 @@ class _Round:
             return self._simulated(so_far, wish, problem), None
         return so_far, (wish, request_of(wish, problem))
 
-    def _held(self, record: EnsembleRecord, own: str) -> tuple[dict[int, Copy], frozenset[int]]:
-        """What each copy holds, and which copies hold it under an older revision."""
+    def _retreat(
+        self, record: EnsembleRecord, spec: EnsembleSpec, digests: Mapping[str, str]
+    ) -> tuple[Retreat, EnsembleSpec, Mapping[str, str]] | None:
+        """What served before, where what is asked for was given up; None where it was not, or there was nothing."""
+        editions = self._world.editions.get(record.uid, ())
+        if not any(e.failure for e in editions):
+            return None
+        asked = edition_hash(spec, digests)
+        failure, good = given_up(editions, asked, spec), last_good(editions, asked)
+        if failure is None or good is None:
+            return None
+        document = restored(json.loads(good.content), spec)
+        before = self._memory.restored(record, document)
+        if isinstance(before, str):  # written by another operator
+            return None
+        return Retreat(asked, failure.message, document), before, good.digests
+
+    def _held(
+        self, record: EnsembleRecord, revision: str, edition: str, *, back: bool
+    ) -> tuple[dict[int, Copy], frozenset[int]]:
+        """What each copy holds, and which copies hold it under an older revision.
+
+        Args:
+            record: The ensemble.
+            revision: What its pods are to be.
+            edition: What it is planned by.
+            back: Whether it goes back to what served before: then what is ready counts for more than what is new.
+        """
         granted = self._memory.granted(record.uid)
-        if granted is not None and granted[0] == own:
+        if granted is not None and granted[0] == edition:
             return granted[1], frozenset()
-        sets: dict[int, dict[tuple[bool, str, str, str], list[Adopted]]] = defaultdict(lambda: defaultdict(list))
+        sets: dict[int, dict[tuple[str, str], list[Adopted]]] = defaultdict(lambda: defaultdict(list))
         for pod in self._of_owner[record.uid]:
             if pod.serving:
-                sets[pod.copy][pod.revision == own, pod.created, pod.revision, pod.plan].append(pod)
+                sets[pod.copy][pod.revision, pod.plan].append(pod)
         held, changing = {}, set()
         for copy, of_copy in sets.items():
-            current, _, revision, plan = max(of_copy)
-            pods = [p for key, ps in of_copy.items() if key[2:] == (revision, plan) for p in ps]
+            of, pods = max(
+                of_copy.items(),
+                key=lambda one: (
+                    one[0][0] == revision,
+                    back and all(pod.ready for pod in one[1]),
+                    max(pod.created for pod in one[1]),
+                    one[0],
+                ),
+            )
             cells = {(d.node, d.name, member): size for pod in pods for d, member, size in pod.running}
             held[copy] = Copy(tuple(d for pod in pods for d in pod.devices), cells)
-            if not current:
+            if of[0] != revision:
                 changing.add(copy)
         return held, frozenset(changing)
 
@@ -170,7 +212,7 @@ class _Round:
             return replace(so_far, waiting=str(error))
         plans = dict.fromkeys(range(wish.spec.replicas), plan)
         running = {(device.node, device.name, member): size for device, member, size in plan.cells}
-        self._memory.grant(wish.record.uid, wish.revision, {i: Copy((), running) for i in plans})
+        self._memory.grant(wish.record.uid, wish.edition, {i: Copy((), running) for i in plans})
         return replace(so_far, plans=plans)
 
     def _decided(self, wish: Wish, request: Request, grant: Grant | None, *, frozen: bool) -> None:
@@ -191,7 +233,7 @@ class _Round:
             for copy, plan in grant.plans.items():
                 cells = {(d.node, d.name, member): size for d, member, size in plan.cells}
                 copies[copy] = Copy(plan.devices, cells)
-            self._memory.grant(wish.record.uid, wish.revision, copies)
+            self._memory.grant(wish.record.uid, wish.edition, copies)
 
     def _find_devices_to_measure_on(self, left: Ledger) -> None:
         """Give each missing profile a device, or none where none is free."""

@@ -38,6 +38,18 @@ class Supply:
 
 
 @dataclass(frozen=True, slots=True)
+class Retreat:
+    """What is carried out instead of what is asked for, which did not become ready in time."""
+
+    edition: str
+    """The one that is given up."""
+    message: str
+    """Why it is."""
+    document: str
+    """The spec that is carried out, as canonical JSON."""
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What is to become of an ensemble."""
 
@@ -60,6 +72,8 @@ class Decision:
     stranded: frozenset[int] = frozenset()
     """Copies that have lost devices and have no plan: what is left of them stays as it is."""
     supply: Supply = Supply()
+    retreat: Retreat | None = None
+    """Where the change to what is asked for was given up: plans and digests are those of what served before."""
 
 
 @dataclass(frozen=True, slots=True)

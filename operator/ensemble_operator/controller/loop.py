@@ -9,10 +9,11 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,6 +22,7 @@ from ensemble_operator.controller.backoff import Backoff
 from ensemble_operator.controller.cache import Cache
 from ensemble_operator.controller.changes import Changes, There, changes
 from ensemble_operator.controller.decision import OVERVIEW, Decision, Overview
+from ensemble_operator.controller.edition_record import EditionRecord
 from ensemble_operator.controller.events import Journal, Notice
 from ensemble_operator.controller.kube import Kube, KubeError
 from ensemble_operator.controller.metrics import Metrics
@@ -36,6 +38,7 @@ from ensemble_operator.controller.resources import (
     PODS,
     POLICIES,
     PROFILES,
+    REVISIONS,
     SECRETS,
     SERVICES,
     SLICES,
@@ -110,6 +113,7 @@ class Loop:
         self._first = True
         self._done: dict[str, Scene] = {}
         self._acted: dict[str, float] = {}
+        self._due: dict[str, float] = {}
         self._applied: dict[tuple[Resource, str, str], str] = {}
         self._parsed: dict[str, tuple[str, InferenceEnsemble]] = {}
         self._conditions: dict[str, dict[str, str]] = {}
@@ -154,7 +158,7 @@ class Loop:
     async def _rest(self, resync: float) -> None:
         """Sleep until something changes, a pause of something that failed is over, or all is to be listed again."""
         while True:
-            until = min(resync, self._backoff.next_due(), self._profiling.backoff.next_due())
+            until = min(resync, self._backoff.next_due(), self._profiling.backoff.next_due(), self._next_late())
             patience = max(0.0, min(until - time.monotonic(), 5.0))
             try:
                 await asyncio.wait_for(self._dirty.wait(), patience)
@@ -166,6 +170,11 @@ class Loop:
         if self._dirty.is_set():
             await asyncio.sleep(self._settings.debounce_seconds)
         self._dirty.clear()
+
+    def _next_late(self) -> float:
+        """When the next pod is late, should it not become ready; infinity where none is waited for."""
+        now = time.monotonic()
+        return min((due for due in self._due.values() if due > now), default=math.inf)
 
     async def list_all(self) -> None:
         """List every source once; nothing is planned before that has been done, whatever watches told.
@@ -188,10 +197,11 @@ class Loop:
         started = time.monotonic()
         self._backoff.look(started)
         self._profiling.backoff.look(started)
+        state = self._state(started)
         with self._metrics.planning.time():
-            decisions = await self._worker.decide(self._state(started), self._settings.plan_seconds)
+            decisions = await self._worker.decide(state, self._settings.plan_seconds)
         self._beat()
-        scenes = self._scenes(decisions)
+        scenes = self._scenes(decisions, state)
         allowance = Allowance(0 if self._first else self._settings.max_pod_changes)
         waiting = [scene for scene in scenes if self._calls(scene)]
         waiting.sort(key=lambda scene: self._acted.get(scene.record.uid, 0.0))
@@ -211,7 +221,7 @@ class Loop:
     def _state(self, now: float) -> dict[Any, Any]:
         """All that decisions are made from."""
         state: dict[Any, Any] = {GIVEN_UP: self._profiling.given_up(now)}
-        for resource in (ENSEMBLES, PROFILES, NODES, PODS, SLICES, CLAIMS):
+        for resource in (ENSEMBLES, PROFILES, NODES, PODS, SLICES, CLAIMS, REVISIONS):
             for (namespace, name), record in self._cache.all(resource).items():
                 state[resource.plural, namespace, name] = record
         place = (self._settings.static_namespace or self._settings.namespace, self._settings.static_inventory)
@@ -221,8 +231,8 @@ class Loop:
             state[CONFIG_MAPS.plural, *place] = record.data if isinstance(record, ChildRecord) else {}
         return state
 
-    def _scenes(self, decisions: Mapping[Any, Any]) -> list[Scene]:
-        """One scene an ensemble, in the order of their names."""
+    def _scenes(self, decisions: Mapping[Any, Any], state: Mapping[Any, Any]) -> list[Scene]:
+        """One scene an ensemble, in the order of their names; those that were edited meanwhile wait for a decision."""
         pods: dict[str, dict[str, OwnPod]] = defaultdict(dict)
         for (_, name), record in self._cache.all(PODS).items():
             if record.own is not None and record.own.labels.get(COMPONENT) == labels.SERVING and record.own.owner:
@@ -236,19 +246,28 @@ class Loop:
                 children[child.owner][resource, name] = child
                 if self._applied.get((resource, namespace, name), child.content) != child.content:
                     edited[child.owner].add((resource, name))
+        editions: dict[str, list[EditionRecord]] = defaultdict(list)
+        for _, edition in sorted(self._cache.all(REVISIONS).items()):
+            editions[edition.owner].append(edition)
         scenes = []
         for key, record in sorted(self._cache.all(ENSEMBLES).items()):
             decision = decisions.get(key)
-            if decision is not None and not record.deleting:
+            fresh = record == state.get((ENSEMBLES.plural, *key))
+            if decision is not None and fresh and not record.deleting:
                 uid = record.uid
-                there = There(pods.get(uid, {}), children.get(uid, {}), frozenset(edited.get(uid, ())))
+                own = pods.get(uid, {}), children.get(uid, {}), frozenset(edited.get(uid, ()))
+                there = There(*own, tuple(editions.get(uid, ())))
                 scenes.append(Scene(record, decision, there, self._observed.get(uid, Observed())))
         return scenes
 
     def _calls(self, scene: Scene) -> bool:
-        """Whether there may be something to do: it is not as it was left, and it does not rest after a failure."""
-        uid = scene.record.uid
-        return self._done.get(uid) != scene and not self._backoff.waits(uid, time.monotonic())
+        """Whether there may be something to do: it is not as it was left, or time is over for one of its pods.
+
+        While it rests after a failure it is left alone.
+        """
+        uid, now = scene.record.uid, time.monotonic()
+        called = self._done.get(uid) != scene or self._due.get(uid, math.inf) <= now
+        return called and not self._backoff.waits(uid, now)
 
     async def _guarded(self, scene: Scene, allowance: Allowance, until: float) -> None:
         """Act on one ensemble; whatever is wrong with it, the others do not suffer.
@@ -270,8 +289,12 @@ class Loop:
     async def _act(self, scene: Scene, allowance: Allowance) -> None:
         """Bring one ensemble a step further, and write what is to be said about it."""
         record, uid = scene.record, scene.record.uid
-        ensemble = self._ensemble(record) if scene.decision.fault is None else None
-        now = changes(record, ensemble, scene.decision, scene.there, self._pod_settings) if ensemble else Changes()
+        ensemble = self._ensemble(record, scene.decision) if scene.decision.fault is None else None
+        now = Changes()
+        if ensemble is not None:
+            moment = datetime.now(UTC)
+            now = changes(record, ensemble, scene.decision, scene.there, self._pod_settings, moment)
+        self._due[uid] = time.monotonic() + now.progress.due if now.progress.due is not None else math.inf
         problem: str | None = None
         complete = True
         try:
@@ -394,7 +417,7 @@ class Loop:
     async def _measure(self, scenes: list[Scene], allowance: Allowance) -> None:
         """Start and finish what measures missing profiles."""
         waiting = [
-            Waiting(scene.record, self._ensemble(scene.record), scene.decision)
+            Waiting(scene.record, self._ensemble(scene.record, scene.decision), scene.decision)
             for scene in scenes
             if scene.decision.missing
         ]
@@ -410,17 +433,26 @@ class Loop:
         for deletion in actions.delete[: allowance.take(len(actions.delete))]:
             await self._deleted_now(deletion.resource, deletion.namespace, deletion.name, deletion.uid)
 
-    def _ensemble(self, record: EnsembleRecord) -> InferenceEnsemble:
+    def _ensemble(self, record: EnsembleRecord, decision: Decision) -> InferenceEnsemble:
+        """The ensemble as it is carried out: as it is written, or as it was before a change that was given up."""
+        document = decision.retreat.document if decision.retreat is not None else record.document
         known = self._parsed.get(record.uid)
-        if known is None or known[0] != record.document:
-            ensemble = InferenceEnsemble.model_validate(record.manifest())
-            known = self._parsed[record.uid] = (record.document, ensemble)
+        if known is None or known[0] != document:
+            ensemble = InferenceEnsemble.model_validate(replace(record, document=document).manifest())
+            known = self._parsed[record.uid] = (document, ensemble)
         return known[1]
 
     def _forget(self) -> None:
         """Let go of what belonged to ensembles that are gone."""
         alive = {record.uid for record in self._cache.all(ENSEMBLES).values()}
-        memories: tuple[dict[str, Any], ...] = (self._done, self._acted, self._parsed, self._conditions, self._observed)
+        memories: tuple[dict[str, Any], ...] = (
+            self._done,
+            self._acted,
+            self._due,
+            self._parsed,
+            self._conditions,
+            self._observed,
+        )
         for memory in memories:
             for uid in memory.keys() - alive:
                 del memory[uid]

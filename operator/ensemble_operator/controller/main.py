@@ -31,6 +31,7 @@ from ensemble_operator.controller.resources import (
     PODS,
     POLICIES,
     PROFILES,
+    REVISIONS,
     SERVICES,
     SLICES,
     TEMPLATES,
@@ -101,7 +102,7 @@ async def sources_of(kube: Kube, settings: Settings) -> dict[Resource, str]:
     if not await kube.served(ENSEMBLES):
         raise OperatorError("the API server does not serve inferenceensembles.ensembles.dev/v1alpha1: install the CRDs")
     sources = dict.fromkeys((PROFILES, PODS, ENSEMBLES), "")
-    sources |= dict.fromkeys((CONFIG_MAPS, SERVICES, BUDGETS, POLICIES), OURS)
+    sources |= dict.fromkeys((CONFIG_MAPS, SERVICES, BUDGETS, POLICIES, REVISIONS), OURS)
     if not settings.namespace:
         sources[NODES] = ""
         if await kube.served(SLICES):

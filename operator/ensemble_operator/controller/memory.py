@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from pydantic import ValidationError
 
@@ -19,7 +20,9 @@ from ensemble_operator.inventory.node import Inventory
 from ensemble_operator.inventory.pod_record import broken_devices, held_devices
 from ensemble_operator.inventory.slices import DRIVERS, DriverWords
 from ensemble_operator.inventory.survey import inventory
+from ensemble_operator.manifests.edition import edition_hash
 from ensemble_operator.manifests.question import question
+from ensemble_operator.manifests.revision import revision
 from ensemble_operator.planner.plan import Plan
 from ensemble_operator.planner.problem import Problem
 from ensemble_operator.profiles.table import ProfileTable, written
@@ -39,8 +42,10 @@ class Memory:
         self._drivers = {**DRIVERS, **dra_drivers}
         self._solver = Solver()
         self._parsed: dict[str, tuple[str, EnsembleSpec | str]] = {}
+        self._restored: dict[str, tuple[str, EnsembleSpec | str]] = {}
         self._adopted: dict[str, tuple[OwnPod, Adopted | None]] = {}
         self._granted: dict[str, tuple[str, dict[int, Copy]]] = {}
+        self._hashes: dict[str, tuple[object, tuple[str, str]]] = {}
         self._problems: dict[str, tuple[object, Problem]] = {}
         self._tables: dict[str, tuple[tuple[ProfileRecord, ...], ProfileTable, dict[str, str]]] = {}
 
@@ -49,6 +54,13 @@ class Memory:
         known = self._parsed.get(record.uid)
         if known is None or known[0] != record.document:
             known = self._parsed[record.uid] = (record.document, _parse(record))
+        return known[1]
+
+    def restored(self, record: EnsembleRecord, document: str) -> EnsembleSpec | str:
+        """The spec of an earlier edition of an ensemble, or what this operator finds wrong with it."""
+        known = self._restored.get(record.uid)
+        if known is None or known[0] != document:
+            known = self._restored[record.uid] = (document, _parse(replace(record, document=document)))
         return known[1]
 
     def adopted(self, uid: str, pod: OwnPod) -> Adopted | None:
@@ -76,13 +88,22 @@ class Memory:
             known = self._problems[wish.record.uid] = (asked, problem)
         return known[1]
 
+    def hashes(self, record: EnsembleRecord, spec: EnsembleSpec, digests: Mapping[str, str]) -> tuple[str, str]:
+        """Revision and edition of a spec."""
+        asked = (record.document, tuple(digests.items()))
+        known = self._hashes.get(record.uid)
+        if known is None or known[0] != asked:
+            hashes = revision(spec, digests), edition_hash(spec, digests)
+            known = self._hashes[record.uid] = (asked, hashes)
+        return known[1]
+
     def granted(self, uid: str) -> tuple[str, dict[int, Copy]] | None:
-        """What was granted in the last round, and for which revision."""
+        """What was granted in the last round, and for which edition."""
         return self._granted.get(uid)
 
-    def grant(self, uid: str, revision: str, copies: dict[int, Copy]) -> None:
+    def grant(self, uid: str, edition: str, copies: dict[int, Copy]) -> None:
         """Remember it until the next round."""
-        self._granted[uid] = (revision, copies)
+        self._granted[uid] = (edition, copies)
 
     def release(self, uid: str) -> None:
         """An ensemble holds nothing any more."""
@@ -112,7 +133,7 @@ class Memory:
 
     def forget_all_but(self, uids: set[str], pods: set[str]) -> None:
         """Let go of what belonged to objects that are gone."""
-        for memory in (self._parsed, self._granted, self._problems):
+        for memory in (self._parsed, self._restored, self._granted, self._hashes, self._problems):
             for uid in memory.keys() - uids:
                 del memory[uid]
         for uid in self._adopted.keys() - pods:

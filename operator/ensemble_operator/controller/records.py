@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ensemble_operator.api.profile import ModelProfile
+from ensemble_operator.controller.edition_record import EditionRecord, edition_record
 from ensemble_operator.controller.resources import (
     CHILDREN,
     CLAIMS,
@@ -19,6 +20,7 @@ from ensemble_operator.controller.resources import (
     NODES,
     PODS,
     PROFILES,
+    REVISIONS,
     SLICES,
     Resource,
 )
@@ -96,6 +98,8 @@ class OwnPod:
     trouble: str | None
     """Why it does not run: a reason in Kubernetes' words and what is behind it, e.g. 'ErrImagePull: ...'."""
     ended: Ended | None
+    ready_since: str = ""
+    """When it became ready, or ceased to be."""
     sick: bool = False
     """Whether its node reports a device that it holds as unhealthy."""
 
@@ -199,6 +203,7 @@ def _own(body: Body, *, sick: bool) -> OwnPod:
         deleting="deletionTimestamp" in meta,
         trouble=_trouble(status, conditions, containers),
         ended=_ended(containers),
+        ready_since=conditions.get("Ready", {}).get("lastTransitionTime") or "",
         sick=sick,
     )
 
@@ -268,12 +273,17 @@ def _child(body: Body) -> ChildRecord:
     )
 
 
+def _edition(body: Body) -> EditionRecord | None:
+    return edition_record(body, _owner(body["metadata"]))
+
+
 _READERS: dict[Resource, Callable[[Body], object | None]] = {
     **dict.fromkeys(CHILDREN, _child),
     ENSEMBLES: _ensemble,
     PROFILES: _profile,
     NODES: node_record,
     PODS: _pod,
+    REVISIONS: _edition,
     SLICES: slice_record,
     CLAIMS: allocated,
 }

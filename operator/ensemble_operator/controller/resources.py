@@ -39,9 +39,10 @@ SERVICES = Resource("", "v1", "services", "Service")
 BUDGETS = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
 POLICIES = Resource("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
 SECRETS = Resource("", "v1", "secrets", "Secret")
+REVISIONS = Resource("apps", "v1", "controllerrevisions", "ControllerRevision")
 EVENTS = Resource("", "v1", "events", "Event")
 
 CHILDREN = (PODS, CONFIG_MAPS, SERVICES, BUDGETS, POLICIES, SECRETS, CLAIMS, TEMPLATES)
 """What an ensemble may own."""
 
-BY_KIND = {resource.kind: resource for resource in (ENSEMBLES, PROFILES, NODES, SLICES, EVENTS, *CHILDREN)}
+BY_KIND = {resource.kind: resource for resource in (ENSEMBLES, PROFILES, NODES, SLICES, EVENTS, REVISIONS, *CHILDREN)}

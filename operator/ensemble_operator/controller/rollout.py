@@ -68,6 +68,8 @@ class Steps:
     ready_copies: int = 0
     blocked: str | None = None
     """Why a change does not go on by itself."""
+    crowded: str | None = None
+    """What has to go before what replaces it can start, for there is no room for both."""
 
 
 def steps(
@@ -91,18 +93,23 @@ def steps(
     create: list[str] = []
     delete = [Removal(pod, "it ended, and is made anew") for pod in there if pod.ended and not pod.deleting]
     blocked: str | None = None
+    crowded: list[str] = []
+    serving = _serving(wanted, there)
+    needed = {slot for want in wanted if not _whole(want, there) for slot in want.devices}
     for want in wanted:
-        here = {pod.name: pod for pod in of_copy[want.copy] if not pod.ended and _belongs(pod, want)}
         others = [pod for pod in of_copy[want.copy] if not pod.ended and not _belongs(pod, want)]
         going = [pod for pod in others if not pod.deleting]
-        if all(name in here and _ready(here[name]) for name in want.pods):
-            delete += [Removal(pod, "replaced by a set that is ready") for pod in going]
+        if _whole(want, of_copy[want.copy]):
+            # What the Service still leads to serves until it leads to the new: no copy less meanwhile.
+            kept = [p for p in going if p.ready and p.revision == serving != want.revision and not p.devices & needed]
+            delete += [Removal(pod, "replaced by a set that is ready") for pod in going if pod not in kept]
             continue
         in_the_way = any(pod.sick or pod.devices & want.devices or pod.name in want.pods for pod in others)
         if going and strategy is Strategy.ON_DELETE:
             names = ", ".join(pod.name for pod in going)
             blocked = f"copy {want.copy}: strategy OnDelete waits until {names} is deleted"
         elif going and (in_the_way or strategy is Strategy.RECREATE):
+            crowded += [pod.name for pod in going if in_the_way]
             if strategy is Strategy.RECREATE or not waiting or want.copy not in whole:
                 delete += [Removal(pod, "what replaces it needs its devices") for pod in going]
                 waiting = True
@@ -111,7 +118,8 @@ def steps(
             create += [name for name in want.pods if name not in taken]
     surplus = [pod for pod in there if pod.copy not in copies and not pod.deleting and not pod.ended]
     delete += [Removal(pod, "this copy is not wanted") for pod in surplus if pod.sick or pod.copy not in stranded]
-    return Steps(tuple(create), tuple(delete), _serving(wanted, there), len(whole), blocked)
+    first = f"strategy {strategy} takes {', '.join(crowded)} down first" if crowded else None
+    return Steps(tuple(create), tuple(delete), serving, len(whole), blocked, first)
 
 
 def within(budget: int, removals: Sequence[Removal]) -> tuple[Removal, ...]:
@@ -121,6 +129,10 @@ def within(budget: int, removals: Sequence[Removal]) -> tuple[Removal, ...]:
 
 def _ready(pod: RunningPod) -> bool:
     return pod.ready and not pod.deleting
+
+
+def _whole(want: WantedSet, pods: Iterable[RunningPod]) -> bool:
+    return set(want.pods) <= {pod.name for pod in pods if _ready(pod) and _belongs(pod, want)}
 
 
 def _belongs(pod: RunningPod, want: WantedSet) -> bool:

@@ -126,6 +126,8 @@ def notices(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Notice]
     return found
 
 
+_BACK = "what served before goes on, until the spec is changed"
+
 _PATIENT = {"Profiling", "Starting", "Waiting"}
 """Reasons that time mends."""
 
@@ -220,6 +222,10 @@ def _progressing(view: View) -> Aspect:
         return Aspect(kind, "False", "UpgradeBlocked", changes.steps.blocked)
     if decision.fault is not None or decision.frozen:
         return Aspect(kind, "False", "Waiting")
+    if changes.progress.late is not None:
+        return Aspect(kind, "False", "ProgressDeadlineExceeded", changes.progress.late)
+    if changes.steps.crowded is not None:
+        return Aspect(kind, "True", "UpgradeBlocked", f"no room beside what runs: {changes.steps.crowded}")
     wanted = {name for want in (_sets(view)) for name in want.pods}
     ready = {
         name for name in wanted if (pod := view.there.pods.get(name)) is not None and pod.ready and not pod.deleting
@@ -230,7 +236,11 @@ def _progressing(view: View) -> Aspect:
         if name not in wanted and int(pod.labels.get(labels.COPY, 0)) not in decision.stranded
     ]
     if ready == wanted and not others:
+        if decision.retreat is not None:
+            return Aspect(kind, "False", "RolledBack", "what served before serves")
         return Aspect(kind, "False", "Complete" if wanted else "Waiting")
+    if decision.retreat is not None:
+        return Aspect(kind, "True", "RollingBack", f"{len(ready)} of {len(wanted)} pods that served before are ready")
     if others:
         return Aspect(
             kind, "True", "Replacing", f"{len(ready)} of {len(wanted)} pods are ready, {len(others)} are to go"
@@ -259,6 +269,10 @@ def _degraded(view: View) -> Aspect:
     if troubles:
         name, trouble = troubles[0]
         return Aspect(kind, "True", _word(trouble), f"pod {name}: {trouble}")
+    if view.changes.progress.late is not None:
+        return Aspect(kind, "True", "ProgressDeadlineExceeded", view.changes.progress.late)
+    if view.decision.retreat is not None:
+        return Aspect(kind, "True", "RolledBack", f"{view.decision.retreat.message}; {_BACK}")
     wanted = view.ensemble.spec.replicas if view.ensemble else 0
     served = view.changes.steps.ready_copies
     if 0 < served < wanted:

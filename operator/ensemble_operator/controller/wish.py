@@ -23,9 +23,10 @@ class Wish:
 
     key: Key
     record: EnsembleRecord
+    """With the spec that is carried out."""
     spec: EnsembleSpec
     digests: Mapping[str, str]
-    revision: str
+    edition: str
     terms: Terms
     held: Mapping[int, Copy]
     """By copy, what it holds under its present revision, or under an older one."""

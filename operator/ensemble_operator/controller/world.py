@@ -6,8 +6,18 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from ensemble_operator.controller.edition_record import EditionRecord
 from ensemble_operator.controller.records import EnsembleRecord, OwnPod, PodRecord, ProfileRecord
-from ensemble_operator.controller.resources import CLAIMS, CONFIG_MAPS, ENSEMBLES, NODES, PODS, PROFILES, SLICES
+from ensemble_operator.controller.resources import (
+    CLAIMS,
+    CONFIG_MAPS,
+    ENSEMBLES,
+    NODES,
+    PODS,
+    PROFILES,
+    REVISIONS,
+    SLICES,
+)
 from ensemble_operator.inventory.static import StaticInventory, static_inventory
 from ensemble_runtime.errors import EnsembleError
 
@@ -46,6 +56,10 @@ class World:
         for (namespace, _), profile in sorted(kinds[PROFILES.plural].items()):
             profiles[namespace].append(profile)
         self.profiles = {namespace: tuple(found) for namespace, found in profiles.items()}
+        self.editions: dict[str | None, list[EditionRecord]] = defaultdict(list)
+        """By the uid of their ensemble."""
+        for edition in kinds[REVISIONS.plural].values():
+            self.editions[edition.owner].append(edition)
         self.static, self.fault = _static(kinds[CONFIG_MAPS.plural])
 
 

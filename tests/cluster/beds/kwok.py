@@ -1,7 +1,8 @@
 """Nodes that nobody has: KWOK plays them and the pods on them at the API, a thousand in seconds.
 
 Pods on such a node are ready at once, except those of ensembles whose name starts with `never-ready` (they run and stay
-unready) or `pull-fails` (they wait for their image). Profiling pods run until `Kwok.finish` ends them.
+unready) or `pull-fails`, or whose first pull secret is `wrong` (they wait for their image). Profiling pods run until
+`Kwok.finish` ends them.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from sample_plans import DIGESTS, SETTINGS, UID, cpu, make_ensemble, make_plan_on
@@ -13,6 +14,7 @@ from ensemble_operator.manifests.revision import revision
 
 ENSEMBLE = make_ensemble()
 RECORD = EnsembleRecord(UID, "team", "trio", "2026-01-01T00:00:00Z", 1, False, "{}", "{}")
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CELLS = [("a", "cpu0", "one", 8), ("a", "cpu0", "two", 8)]
 
 
@@ -21,7 +23,7 @@ def decided(last_node: str, there: dict[str, OwnPod]) -> Changes:
     devices = [cpu("cpu0", "a"), cpu("cpu0", "b")]
     plan = make_plan_on(devices, [*CELLS, (last_node, "cpu0", "three", 8)])
     decision = Decision(digests=DIGESTS, revision=revision(ENSEMBLE.spec, DIGESTS), plans={0: plan})
-    return changes(RECORD, ENSEMBLE, decision, There(there, {}), SETTINGS)
+    return changes(RECORD, ENSEMBLE, decision, There(there, {}), SETTINGS, NOW)
 
 
 def running(made: Changes) -> dict[str, OwnPod]:

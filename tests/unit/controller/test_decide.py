@@ -3,13 +3,16 @@ import time
 
 import pytest
 
+from ensemble_operator.api.ensemble import InferenceEnsemble
 from ensemble_operator.controller.decide import Decider
 from ensemble_operator.controller.decision import OVERVIEW
 from ensemble_operator.controller.measuring import pod_of
 from ensemble_operator.controller.records import record_of
-from ensemble_operator.controller.resources import ENSEMBLES, NODES, PODS, PROFILES
+from ensemble_operator.controller.resources import ENSEMBLES, NODES, PODS, PROFILES, REVISIONS
 from ensemble_operator.controller.world import GIVEN_UP
 from ensemble_operator.manifests.deployment import copy_objects
+from ensemble_operator.manifests.edition import Failure, asked_hash, edition_object
+from ensemble_operator.manifests.objects import Owner
 from ensemble_operator.manifests.settings import PodSettings
 
 A100 = "NVIDIA-A100-SXM4-40GB"
@@ -62,6 +65,7 @@ def node(name="node", gpus=2):
 
 def world(*bodies, given_up=None):
     kinds = {"InferenceEnsemble": ENSEMBLES, "ModelProfile": PROFILES, "Node": NODES, "Pod": PODS}
+    kinds["ControllerRevision"] = REVISIONS
     state = {GIVEN_UP: given_up or {}}
     for body in bodies:
         resource = kinds[body["kind"]]
@@ -83,8 +87,6 @@ def decider():
 
 def pods_of(decider, decision, body):
     """The pods that come of a decision, as the API server would have them."""
-    from ensemble_operator.api.ensemble import InferenceEnsemble
-
     document = record_of(ENSEMBLES, body).manifest()
     made = []
     for copy, plan in decision.plans.items():
@@ -222,6 +224,51 @@ def test_a_new_revision_that_fits_nowhere_leaves_what_runs(decider):
     decision = decided(decider, ensemble(member=other), profile(), large, node(), *pods)
 
     assert decision.frozen and not decision.plans and decision.waiting
+
+
+def spec_of(body):
+    return InferenceEnsemble.model_validate(record_of(ENSEMBLES, body).manifest()).spec
+
+
+def kept(body, decision, ordinal, served=True, failure=None):
+    """The ControllerRevision that keeps what a body asks for."""
+    owner = Owner("digits", "n", "uid-digits")
+    made = edition_object(owner, spec_of(body), decision.digests, ordinal, served=served, failure=failure)
+    made["metadata"] |= stamped("ControllerRevision", made["metadata"]["name"])["metadata"]
+    return made
+
+
+def test_what_was_given_up_is_not_planned_but_what_served_before_as_it_runs(decider):
+    before, after = ensemble(devices={"kinds": ["GPU"], "max": 1}), ensemble(member={"weight": 2.0}, replicas=2)
+    first = decided(decider, before, profile(), node())
+    failed = Failure(asked_hash(spec_of(after)), "pod x was not ready")
+    history = [kept(before, first, 1), kept(after, first, 2, served=False, failure=failed)]
+    pods = pods_of(decider, first, before)
+
+    for later in (decider, Decider(600 * 2**20, {})):
+        back = decided(later, after, profile(), node(), *history, *pods)
+        assert back.retreat.message == "pod x was not ready" and back.revision == first.revision
+        assert back.plans[0].digest == first.plans[0].digest
+        assert set(back.plans) == {0, 1}, "copies follow what is asked for now"
+
+    tried = decided(decider, ensemble(member={"weight": 3.0}), profile(), node(), *history, *pods)
+    assert tried.retreat is None and tried.revision not in (first.revision, back.revision)
+
+
+def test_what_is_ready_counts_for_more_than_what_is_new_when_it_goes_back(decider):
+    """The same revision with another plan: only its devices tell the editions apart."""
+    before = ensemble(devices={"kinds": ["GPU"], "max": 1})
+    after = ensemble(devices={"kinds": ["GPU"], "max": 1}, objective={"goal": "FewestDevices", "rate": 1})
+    first = decided(decider, before, profile(), node("x", 1))
+    failed = Failure(asked_hash(spec_of(after)), "late")
+    history = [kept(before, first, 1), kept(after, first, 2, served=False, failure=failed)]
+    (old,) = pods_of(decider, first, before)
+    (new,) = pods_of(decider, decided(Decider(600 * 2**20, {}), before, profile(), node("y", 1)), before)
+    old["status"]["conditions"] = [{"type": "Ready", "status": "True"}]
+    new["metadata"]["creationTimestamp"] = "2026-01-01T01:00:00Z"
+
+    back = decided(Decider(600 * 2**20, {}), after, profile(), node("x", 1), node("y", 1), *history, old, new)
+    assert {d.node for d, _, _ in back.plans[0].cells} == {"x"}
 
 
 def test_suspended_it_holds_nothing_and_another_gets_its_devices(decider):

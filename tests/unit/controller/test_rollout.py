@@ -182,3 +182,31 @@ def test_every_change_comes_to_its_end_and_no_device_is_ever_held_twice(data, co
             world += [replace(pods(want)[0], ready=False)]
     now = steps(goal, world, strategy)
     assert {p.name for p in world} == set(made) and not now.create and not now.delete
+
+
+def test_what_the_service_leads_to_stays_until_as_many_of_the_new_serve():
+    old = [wanted(copy, "a", devices=(f"g{copy}",)) for copy in range(3)]
+    new = [wanted(copy, "b", "s", devices=(f"h{copy}",)) for copy in range(3)]
+    running = [pod for want in old for pod in pods(want)]
+
+    for ready in range(3):
+        now = steps(new, running + [p for w in new for p in pods(w, ready=w.copy < ready)], ROLLING)
+        assert now.serving == "r" and not now.delete
+    last = steps(new, running + [p for w in new for p in pods(w)], ROLLING)
+    assert last.serving == "s" and sorted(removed(last)) == sorted(p.name for p in running)
+
+
+def test_the_service_does_not_wait_for_a_copy_whose_devices_the_old_one_holds():
+    old = [wanted(copy, "a", devices=(f"g{copy}",)) for copy in range(2)]
+    new = [wanted(0, "b", "s", devices=("h0",)), wanted(1, "b", "s", devices=("g0",))]
+    now = steps(new, [p for w in old for p in pods(w)] + pods(new[0]), ROLLING)
+
+    assert removed(now) == list(old[0].pods)
+
+
+def test_without_room_it_says_what_has_to_go_first():
+    old, new = wanted(plan="a"), wanted(plan="b", revision="s")
+
+    for strategy in (ROLLING, RECREATE):
+        assert old.pods[0] in steps([new], pods(old), strategy).crowded
+    assert steps([replace(new, devices=frozenset({("n", "g1")}))], pods(old), ROLLING).crowded is None
