@@ -17,7 +17,7 @@ CODE := operator runtime tests examples benchmarks
 .DELETE_ON_ERROR:
 .PHONY: help venv demo test test-e2e cluster-demo cluster-shell lint typecheck format crds lock clean \
 	bench-plumbing bench-compute bench-bulk bench-simulated bench-memory bench-start bench-images bench-partition \
-	bench-planner bench-operator
+	bench-planner bench-operator bench-lost-node
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ bench-start: $(DEV_READY) ## Seconds from start to ready
 
 bench-images: $(DEV_READY) ## Sizes of the images (needs root, buildah, debootstrap)
 	$(BIN)/python benchmarks/images.py
+
+bench-lost-node: $(DEV_READY) ## Time without service when the node of the only copy dies (needs what test-e2e needs)
+	$(BIN)/python benchmarks/lost_node.py
 
 bench-operator: $(DEV_READY) ## The operator's response, and 1,000 ensembles on 1,000 nodes (builds a control plane once)
 	$(BIN)/python benchmarks/operator_response.py

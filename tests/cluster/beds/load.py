@@ -7,11 +7,11 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -23,6 +23,7 @@ from beds.processes import wait_for
 
 Rows = NDArray[np.float32]
 TIMEOUT_SECONDS = 10.0
+WRONG = "a wrong answer"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Failure:
         sent, ended: Seconds since the load began.
         reason: What the client saw: a status and a body, a lost connection, a wrong answer.
         kept_alive: Whether its client keeps one connection for all its requests.
-        led_to: The pod's address that kube-proxy led its connection to; None where there was none.
+        led_to: The pod's address that kube-proxy led its connection to, as far as the kernel remembers: not of one
+            that was refused, as no pod does that listens.
     """
 
     sent: float
@@ -131,6 +133,11 @@ class Load:
         times = sorted(self._answered)
         return max((b - a for a, b in pairwise(times)), default=self.now)
 
+    def spared(self, *pods: Mapping[str, Any]) -> bool:
+        """Whether no answer was wrong, and nothing failed that was led to these pods."""
+        addresses = {pod["status"]["podIP"] for pod in pods}
+        return not any(f.led_to in addresses or f.reason.startswith(WRONG) for f in self.failures)
+
     def summary(self) -> str:
         """Figures, and the first and last failures."""
         shown = self.failures if len(self.failures) <= 6 else [*self.failures[:3], *self.failures[-3:]]
@@ -177,4 +184,4 @@ class Load:
             return f"{answer.status}: {body[:500].decode(errors='replace')}"
         (output,) = json.loads(body)["outputs"]
         predicted = np.asarray(output["data"], np.float32).reshape(-1, CLASSES)
-        return None if self._right(rows, predicted) else f"a wrong answer: {predicted.tolist()} for {rows.tolist()}"
+        return None if self._right(rows, predicted) else f"{WRONG}: {predicted.tolist()} for {rows.tolist()}"

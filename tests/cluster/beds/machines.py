@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from beds.controlplane import ControlPlane, Options
 from beds.models import ModelServer
@@ -27,8 +27,13 @@ PROXY, DNS = "system:kube-proxy", "bed:dns"
 PROXY_HEALTH = "127.0.0.1:10256"
 MOST_NODES = 8
 NVML_STUB = Path(__file__).parents[2] / "unit" / "devices" / "stub_nvml.c"
-# Lost nodes are noticed within seconds; Kubernetes' own 40 s are for networks that hiccup.
-MONITORING = ("--node-monitor-period=1s", "--node-monitor-grace-period=6s", "--node-startup-grace-period=30s")
+GRACE_SECONDS = 6
+# Lost nodes are noticed within seconds; the 50 s that are the default are for networks that hiccup.
+MONITORING = (
+    "--node-monitor-period=1s",
+    f"--node-monitor-grace-period={GRACE_SECONDS}s",
+    "--node-startup-grace-period=30s",
+)
 
 
 class Machines:
@@ -97,6 +102,10 @@ class Machines:
         for program in self._beside:
             program.kill()
         self.plane.stop()
+
+    def whole_nodes(self) -> dict[str, Any]:
+        """An ensemble's devices such that each is a whole node, one that nobody else uses."""
+        return {"kinds": ["CPU"], "cpuCoresPerDevice": self.nodes["node-2"].allocatable("cpu")}
 
     def service_url(self, namespace: str, name: str) -> str:
         """The address of a Service's port 8000, which is also this process's way through kube-proxy's rules."""

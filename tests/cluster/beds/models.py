@@ -116,7 +116,7 @@ def profile(one: Classifier, namespace: str, device_type: str = "cpu-1", *, memo
     return {
         "apiVersion": "ensembles.dev/v1alpha1",
         "kind": "ModelProfile",
-        "metadata": {"name": f"{one.name}-{device_type}", "namespace": namespace},
+        "metadata": {"name": f"{one.name}-{device_type.lower()}", "namespace": namespace},
         "spec": {"model": {"sha256": one.digest}, "deviceType": device_type, "points": points},
     }
 

@@ -8,7 +8,8 @@ import secrets
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,15 @@ class Node:
         """End the kubelet, containerd and every container at once without a word, as when the power is cut."""
         fall_silent(self.place.pods)
         self._end()
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """It is dead meanwhile, and ready again after that."""
+        self.kill()
+        try:
+            yield
+        finally:
+            self.start([])
 
     def _end(self) -> None:
         self.gpus.kill()

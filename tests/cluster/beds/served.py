@@ -57,6 +57,20 @@ class Served:
         """Its pods that are not going away."""
         return self.space.pods(self.name)
 
+    def on(self, node: str) -> dict[str, Any]:
+        """Its pod on a node."""
+        (pod,) = (pod for pod in self.pods() if pod["spec"]["nodeName"] == node)
+        return pod
+
+    def has(self, copies: int) -> None:
+        """Wait until so many copies, of one pod each, serve and no other pod is there."""
+
+        def so() -> bool:
+            ready = self.space.status(self.name).get("readyReplicas")
+            return ready == copies and len(self.space.items("pods", self.name)) == copies
+
+        wait_for(so, f"{copies} copies of {self.name}", READY_SECONDS)
+
     def containers(self) -> set[tuple[str, int]]:
         """Who serves: each pod's uid and how often its container was restarted."""
         return {

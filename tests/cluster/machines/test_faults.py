@@ -12,36 +12,25 @@ from typing import Any
 import pytest
 
 from beds.cluster import Cluster
-from beds.load import Load
 from beds.machines import Machines
 from beds.processes import wait_for
 from beds.served import Served
 
 pytestmark = pytest.mark.timeout(600)  # the first test brings the cluster up
-ONE_CORE = {"kinds": ["CPU"], "max": 1}
 Pod = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def pair(cluster: Cluster, serving: Served) -> Iterator[Served]:
-    """Two copies, on node-2 and node-3: node-1 has no room beside `serving`."""
-    ensemble = Served(cluster, cluster.plane.namespace(enforce="restricted"), "pair", 2, devices=ONE_CORE, replicas=2)
-    ensemble.profiles()
+def pair(machines: Machines, cluster: Cluster) -> Iterator[Served]:
+    """Two copies, on node-2 and node-3."""
+    namespace, devices = machines.plane.namespace(enforce="restricted"), machines.whole_nodes()
+    ensemble = Served(cluster, namespace, "pair", 2, devices=devices, replicas=2)
+    ensemble.profiles(f"cpu-{devices['cpuCoresPerDevice']}")
     ensemble.apply()
-    has_ready(ensemble, 2)
+    ensemble.has(2)
     assert {pod["spec"]["nodeName"] for pod in ensemble.pods()} == {"node-2", "node-3"}
     yield ensemble
     ensemble.delete()
-
-
-def has_ready(ensemble: Served, copies: int) -> None:
-    """Wait until so many copies serve, and no other pod is there."""
-
-    def so() -> bool:
-        status = ensemble.space.status(ensemble.name)
-        return status.get("readyReplicas") == copies and len(ensemble.space.items("pods", ensemble.name)) == copies
-
-    wait_for(so, f"{copies} copies of {ensemble.name}", 120)
 
 
 def samples(pod: Pod, metric: str) -> list[tuple[str, float]]:
@@ -51,20 +40,8 @@ def samples(pod: Pod, metric: str) -> list[tuple[str, float]]:
     return [(labels, float(value)) for labels, value in re.findall(rf"^{metric}{{(.*)}} (\S+)$", text, re.MULTILINE)]
 
 
-def on(ensemble: Served, node: str) -> Pod:
-    """The pod on a node."""
-    (pod,) = (pod for pod in ensemble.pods() if pod["spec"]["nodeName"] == node)
-    return pod
-
-
-def hurt_only(load: Load, pod: Pod) -> bool:
-    """Whether all that failed was on its way to one pod, and nothing was answered wrongly."""
-    led_to = {failure.led_to for failure in load.failures}
-    return led_to <= {pod["status"]["podIP"]} and not any("wrong answer" in f.reason for f in load.failures)
-
-
 def test_a_killed_process_fails_no_request(machines: Machines, pair: Served) -> None:
-    pod, before = on(pair, "node-2"), pair.containers()
+    pod, before = pair.on("node-2"), pair.containers()
     (number,) = (
         int(found[1])
         for labels, _ in samples(pod, "ensemble_process_resident_bytes")
@@ -80,36 +57,34 @@ def test_a_killed_process_fails_no_request(machines: Machines, pair: Served) -> 
 
 
 def test_a_killed_container_starts_again_and_fails_only_what_it_had(machines: Machines, pair: Served) -> None:
-    pod, before = on(pair, "node-2"), pair.containers()
+    pod, other, before = pair.on("node-2"), pair.on("node-3"), pair.containers()
     with pair.load() as load:
         load.more()
         os.kill(machines.nodes["node-2"].processes(pod)[1], signal.SIGKILL)
         killed = load.now
         uid = pod["metadata"]["uid"]
         wait_for(lambda: (uid, 1) in pair.containers(), "another container")
-        has_ready(pair, 2)
+        pair.has(2)
         print(f"a killed container: {load.now - killed:.1f} s until both copies serve; {load.summary()}")
         load.more(80)
-    assert hurt_only(load, pod), load.summary()
+    assert load.spared(other), load.summary()
     assert pair.containers() == before - {(uid, 0)} | {(uid, 1)}
 
 
 def test_a_killed_node_fails_only_what_was_on_its_way_there(machines: Machines, pair: Served) -> None:
-    pod, other = on(pair, "node-3"), on(pair, "node-2")
-    node = machines.nodes["node-3"]
+    other = pair.on("node-2")
     with pair.load(timeout=3.0) as load:
         load.more()
-        node.kill()
         killed = load.now
-        wait_for(lambda: pair.space.status(pair.name).get("readyReplicas") == 1, "the node missed", 60)
-        print(f"a killed node: missed after {load.now - killed:.1f} s")
-        assert pair.space.condition(pair.name, "Ready") == ("True", "Serving", "1 of 2 copies serve")
-        load.more(80)
-        node.start([])
-        has_ready(pair, 2)
+        with machines.nodes["node-3"].off():
+            wait_for(lambda: pair.space.status(pair.name).get("readyReplicas") == 1, "the node missed", 60)
+            print(f"a killed node: missed after {load.now - killed:.1f} s")
+            assert pair.space.condition(pair.name, "Ready") == ("True", "Serving", "1 of 2 copies serve")
+            load.more(80)
+        pair.has(2)
         print(f"a killed node: both copies serve after {load.now - killed:.1f} s; {load.summary()}")
         load.more()
-    assert hurt_only(load, pod), load.summary()
+    assert load.spared(other, pair.on("node-3")), load.summary()
     assert other["metadata"]["uid"] in {p["metadata"]["uid"] for p in pair.pods()}
 
 
@@ -122,12 +97,12 @@ def test_a_cordoned_node_keeps_its_copy_and_an_added_one_gets_the_next(machines:
         _, reason, message = pair.space.condition(pair.name, "Planned")
         assert reason == "DoesNotFit", message
         added = machines.add()
-        has_ready(pair, 3)
+        pair.has(3)
         plane.kubectl("uncordon", "node-3")
         load.more()
-        assert before < pair.containers() and on(pair, added.name)
+        assert before < pair.containers() and pair.on(added.name)
         pair.apply(replicas=2)
-        has_ready(pair, 2)
+        pair.has(2)
         load.more()
     assert not load.failures, load.summary()
     assert pair.containers() == before
