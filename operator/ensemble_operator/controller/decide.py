@@ -70,6 +70,7 @@ class _Round:
 
     def __init__(self, memory: Memory, world: World) -> None:
         self._memory, self._world = memory, world
+        self._names = {"/".join(key) for key, record in world.ensembles.items() if not record.deleting}
         self._inventory = memory.survey(world)
         self._everything = Ledger(self._inventory)
         self._decisions: dict[Any, Any] = {}
@@ -225,7 +226,7 @@ class _Round:
             before,
             plans=grant.plans,
             waiting=grant.waiting,
-            preempted_by=grant.preempted_by,
+            preempted_by=self._memory.taker(wish.record.uid, grant, self._names),
             stranded=frozenset(grant.stranded),
         )
         if not request.dry:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 
 from pydantic import ValidationError
@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from ensemble_operator.api.ensemble import EnsembleSpec, InferenceEnsemble
 from ensemble_operator.api.faults import explain
 from ensemble_operator.controller.adopted import Adopted, adopted
+from ensemble_operator.controller.allotment import Grant
 from ensemble_operator.controller.placing import Copy
 from ensemble_operator.controller.records import EnsembleRecord, OwnPod, ProfileRecord
 from ensemble_operator.controller.solver import Solver
@@ -45,6 +46,7 @@ class Memory:
         self._restored: dict[str, tuple[str, EnsembleSpec | str]] = {}
         self._adopted: dict[str, tuple[OwnPod, Adopted | None]] = {}
         self._granted: dict[str, tuple[str, dict[int, Copy]]] = {}
+        self._takers: dict[str, str] = {}
         self._hashes: dict[str, tuple[object, tuple[str, str]]] = {}
         self._problems: dict[str, tuple[object, Problem]] = {}
         self._tables: dict[str, tuple[tuple[ProfileRecord, ...], ProfileTable, dict[str, str]]] = {}
@@ -108,6 +110,16 @@ class Memory:
     def release(self, uid: str) -> None:
         """An ensemble holds nothing any more."""
         self._granted.pop(uid, None)
+        self._takers.pop(uid, None)
+
+    def taker(self, uid: str, grant: Grant, present: Container[str]) -> str | None:
+        """Who took devices from an ensemble that has waited ever since; `present`: who may still hold them."""
+        taker = grant.preempted_by or self._takers.get(uid)
+        if taker is None or grant.waiting is None or taker not in present:
+            self._takers.pop(uid, None)
+            return grant.preempted_by
+        self._takers[uid] = taker
+        return taker
 
     def plan_until(self, moment: float) -> None:
         """When planning has to come to an end in this round, of the monotonic clock."""
@@ -133,7 +145,7 @@ class Memory:
 
     def forget_all_but(self, uids: set[str], pods: set[str]) -> None:
         """Let go of what belonged to objects that are gone."""
-        for memory in (self._parsed, self._restored, self._granted, self._hashes, self._problems):
+        for memory in (self._parsed, self._restored, self._granted, self._takers, self._hashes, self._problems):
             for uid in memory.keys() - uids:
                 del memory[uid]
         for uid in self._adopted.keys() - pods:

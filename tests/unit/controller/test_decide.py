@@ -317,11 +317,14 @@ def test_a_copy_that_gave_way_to_another_is_not_stranded(decider):
     mine = ensemble(devices={"kinds": ["GPU"], "max": 1})
     pods = pods_of(decider, decided(decider, mine, profile(), node(gpus=1)), mine)
     urgent = ensemble("urgent", devices={"kinds": ["GPU"], "max": 1}, priority=5, preemption="LowerPriority")
-    robbed = decided(decider, mine, urgent, profile(), node(gpus=1), *pods)
-    assert robbed.preempted_by == "n/urgent" and not robbed.stranded
+    for _ in range(2):
+        robbed = decided(decider, mine, urgent, profile(), node(gpus=1), *pods)
+        assert robbed.preempted_by == "n/urgent" and robbed.waiting and not robbed.stranded
     pods += pods_of(decider, decided(decider, mine, urgent, profile(), node(gpus=1), *pods, name="urgent"), urgent)
     restarted = decided(Decider(600 * 2**20, {}), mine, urgent, profile(), node(gpus=1), *pods)
     assert not restarted.plans and not restarted.stranded
+    back = decided(decider, mine, profile(), node(gpus=1))
+    assert back.plans and back.preempted_by is None
 
 
 def test_a_slip_in_the_stated_inventory_takes_no_devices_away(decider):
