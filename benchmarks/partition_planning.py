@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from statistics import median
 
 import numpy as np
@@ -18,15 +19,17 @@ from recurrent_models import Recurrent, models
 from ensemble_runtime.config import Device, DeviceKind, Partition, PartitionObjective
 from ensemble_runtime.partition.execute import Executor
 from ensemble_runtime.partition.graph import Graph, parse
-from ensemble_runtime.partition.planning import Choice, Costs, plan
+from ensemble_runtime.partition.instance import SCARCE
+from ensemble_runtime.partition.planning import Choice, Costs, plan, ways_to_open
 from ensemble_runtime.partition.schedule import NoScheduleError, least_bytes, least_makespan
 from ensemble_runtime.partition.simulation import SimulatedGpu
+from ensemble_runtime.partition.timeline import Schedule
 
 ERROR, OFF, PLANNING = 0.15, 0.675, 5.0
 SLACK = 1.5
 """Of the latency that the memory pattern may have, over the whole model on the GPU."""
 SPEEDUPS = (1.5, 2.0, 3.0)
-LATENCY, MEMORY = PartitionObjective.LATENCY, PartitionObjective.MEMORY
+LATENCY = PartitionObjective.LATENCY
 
 
 def planning(effort: Effort) -> Report:
@@ -120,14 +123,15 @@ def _off(graph: Graph, speedup: float) -> float:
     gpu = Device(name="gpu", kind=DeviceKind.SIMULATED, type="gpu", memory_bytes=2**34)
     cpu = Device(name="cpu0", kind=DeviceKind.CPU, type="cpu-1", memory_bytes=2**30, cores=cores()[:1])
     costs = Costs((gpu, cpu), SimulatedGpu(speedup=speedup))
-    quick = plan(graph, Partition(objective=LATENCY), costs, chart=False).baselines[0]
-    assert quick is not None, "the simulated device runs everything"
-    limit = SLACK * quick.schedule.makespan * 1000
-    try:
-        found = plan(graph, Partition(objective=MEMORY, latency_ms=limit), costs, chart=False)
-    except NoScheduleError:  # measured again, the GPU came out slower
-        return 0.0
-    return 1 - found.choice.schedule.scarce_bytes / quick.schedule.scarce_bytes
+    ways = [costs.of(graph, steps) for steps in ways_to_open(graph)]
+    assignment = ways[0].busy.whole(SCARCE)
+    assert assignment is not None, "the simulated device runs everything"
+    alone = Schedule(ways[0].busy, assignment, tuple(range(len(assignment))))
+    left = [alone.scarce_bytes]
+    for way in ways:
+        with suppress(NoScheduleError):
+            left.append(least_bytes(way.busy, SLACK * alone.makespan).scarce_bytes)
+    return 1 - min(left) / alone.scarce_bytes
 
 
 def _large() -> list[tuple[str, float]]:
