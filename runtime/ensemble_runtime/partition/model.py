@@ -79,8 +79,7 @@ def _quicker(model: Model, best: Model, rows: Sequence[Array]) -> bool:
 def _proposals(graph: Graph, wanted: Partition, devices: tuple[Device, Device]) -> Iterator[Proposal]:
     """What to try: the plan, and, for the least time, layers that alternate between two devices of one kind.
 
-    The plan knows nothing of caches, and now and then divides a layer's chunks between two cores, which then both read
-    all of its weights.
+    The plan's operators are measured where they are placed, but not how they wait for each other.
     """
     choice = plan(graph, wanted, Costs(devices), chart=False).choice
     if choice.opened.steps is not None or any(choice.schedule.device):
