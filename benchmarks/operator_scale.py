@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import psutil
@@ -47,7 +48,7 @@ def benchmark(effort: Effort) -> Report:
         ["full resync after a restart", f"{resync:.1f} s", verdict(resync, RESYNC_SECONDS, "s")],
         ["memory, both processes", f"{memory:.0f} MiB", verdict(memory, MEMORY_MIB, "MiB")],
         ["processor at rest", f"{100 * share:.1f} % of a core", verdict(100 * share, 100 * IDLE_SHARE, "%")],
-        ["writes since the restart", str(written), verdict(written, 0, "")],
+        ["writes since the restart", told(written), verdict(written.total(), 0, "")],
     ]
     method = (
         f"{COUNT} ensembles of two of 20 models on {COUNT} nodes of 8 GPUs (KWOK). The resync is from the start of the "
@@ -83,10 +84,15 @@ def processor(operator: Operator) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in tree(operator))
 
 
-def writes(plane: ControlPlane, since: int) -> int:
-    """Writes of whatever kind, by the operator and by KWOK; the leases are the nodes' own, which KWOK renews."""
+def writes(plane: ControlPlane, since: int) -> Counter[str]:
+    """Writes by what was written, the operator's and KWOK's; the leases are the nodes' own, which KWOK renews."""
     made = (r for r in plane.requests(ADMIN, since) if r.verb not in ("get", "list", "watch"))
-    return sum(r.resource != "leases" for r in made)
+    return Counter(f"{r.verb} {r.resource}" for r in made if r.resource != "leases")
+
+
+def told(counts: Counter[str]) -> str:
+    """How many in all, and of what."""
+    return ", ".join((str(counts.total()), *(f"{what} {count}" for what, count in counts.most_common())))
 
 
 def verdict(value: float, limit: float, unit: str) -> str:
