@@ -74,7 +74,7 @@ class Ledger:
                     continue
                 self.take([device])
                 got.append(device)
-            elif (there := self._gpus[device.node].get(device.name)) is not None and there.type == device.type:
+            elif (there := self._gpus[device.node].get(device.name)) is not None and _same(there, device):
                 self.take([there])
                 got.append(there)
         return tuple(got)
@@ -174,6 +174,11 @@ class Ledger:
     def _cores(self, device: Device, sign: int) -> None:
         self._millis[device.node] += sign * cores_of(device) * MILLIS
         self._bytes[device.node] += sign * device.memory_bytes
+
+
+def _same(there: Device, device: Device) -> bool:
+    """Whether it is the GPU that was given, and not another that bears its name by now."""
+    return (there.type, there.uuid) == (device.type, device.uuid)
 
 
 def _natural(name: str) -> tuple[str, int]:

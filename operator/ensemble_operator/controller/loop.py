@@ -50,6 +50,7 @@ from ensemble_operator.controller.settings import Settings
 from ensemble_operator.controller.status import Observed, View, conditions_of, notices, status
 from ensemble_operator.controller.worker import DecisionError, Worker
 from ensemble_operator.controller.world import GIVEN_UP
+from ensemble_operator.inventory.slices import DRIVERS
 from ensemble_operator.manifests import labels
 from ensemble_operator.manifests.settings import PodSettings
 
@@ -108,6 +109,7 @@ class Loop:
             pull_policy=settings.image_pull_policy,
             model_cache_claim=settings.model_cache_claim or None,
             model_cache_mib=settings.model_cache_mib,
+            drivers={**DRIVERS, **settings.dra_drivers},
         )
         self._dirty = asyncio.Event()
         self._first = True

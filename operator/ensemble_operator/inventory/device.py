@@ -23,3 +23,5 @@ class Device:
     cores: tuple[int, ...] = ()
     uuid: str | None = None
     source: str = "local"
+    driver: str | None = None
+    """The DRA driver that publishes it, so that it can be claimed by its UUID."""

@@ -21,6 +21,8 @@ _MIB = 2**20
 class DriverWords(Schema):
     """What a driver calls the attributes and the capacity that matter."""
 
+    device_class: str = ""
+    """The DeviceClass to claim from; empty: the one that is called as the driver is."""
     uuid: str = "uuid"
     product: str = "productName"
     kind: str = "type"
@@ -115,7 +117,7 @@ def published(
             if reason is None and device.name in offered:
                 reason = f"{device.name}: two drivers publish a device of this name"
             if reason is None:
-                offered[device.name] = _as_gpu(device, words, reserve_bytes)
+                offered[device.name] = _as_gpu(device, driver, words, reserve_bytes)
             elif reason:
                 notes.setdefault(device.node, []).append(reason)
     return {
@@ -180,7 +182,7 @@ def _is_gpu(device: SliceDevice, words: DriverWords) -> bool:
     return kind is None or kind in words.gpu_kinds
 
 
-def _as_gpu(device: SliceDevice, words: DriverWords, reserve_bytes: int) -> Device:
+def _as_gpu(device: SliceDevice, driver: str, words: DriverWords, reserve_bytes: int) -> Device:
     product, profile = device.attributes[words.product], device.attributes.get(words.profile)
     if profile and profile not in product:
         product = f"{product}-MIG-{profile}"
@@ -192,6 +194,7 @@ def _as_gpu(device: SliceDevice, words: DriverWords, reserve_bytes: int) -> Devi
         memory_bytes=device.capacity[words.memory] - reserve_bytes,
         uuid=device.attributes[words.uuid],
         source=Source.RESOURCE_SLICES,
+        driver=driver,
     )
 
 

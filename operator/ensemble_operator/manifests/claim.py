@@ -15,19 +15,10 @@ def claim_template(metadata: Object, devices: Sequence[Device], settings: PodSet
 
     Args:
         metadata: Its name is the pod's.
-        devices: GPUs with a UUID, 32 at the most: what one claim can hold.
-        settings: Names the driver.
+        devices: GPUs that drivers publish, 32 at the most: what one claim can hold.
+        settings: Tells of the drivers.
     """
-    requests = [
-        {
-            "name": f"slot-{i}",
-            "exactly": {
-                "deviceClassName": settings.device_class,
-                "selectors": [{"cel": {"expression": _selects(device, settings)}}],
-            },
-        }
-        for i, device in enumerate(devices)
-    ]
+    requests = [{"name": f"slot-{i}", "exactly": _exactly(device, settings)} for i, device in enumerate(devices)]
     return {
         "apiVersion": "resource.k8s.io/v1",
         "kind": "ResourceClaimTemplate",
@@ -36,8 +27,13 @@ def claim_template(metadata: Object, devices: Sequence[Device], settings: PodSet
     }
 
 
-def _selects(device: Device, settings: PodSettings) -> str:
+def _exactly(device: Device, settings: PodSettings) -> Object:
+    assert device.driver is not None
+    words, driver = settings.drivers[device.driver], json.dumps(device.driver)
     # Guarded: to read an attribute that a device lacks is an error, which ends the search for all devices.
-    driver, name = json.dumps(settings.device_class), settings.uuid_attribute
-    attribute = f"device.attributes[{driver}].{name}"
-    return f"device.driver == {driver} && has({attribute}) && {attribute} == {json.dumps(device.uuid)}"
+    attribute = f"device.attributes[{driver}].{words.uuid}"
+    selects = f"device.driver == {driver} && has({attribute}) && {attribute} == {json.dumps(device.uuid)}"
+    return {
+        "deviceClassName": words.device_class or device.driver,
+        "selectors": [{"cel": {"expression": selects}}],
+    }

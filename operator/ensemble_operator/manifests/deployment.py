@@ -81,7 +81,7 @@ class _Copy:
         data |= {fetch.file: json.dumps(fetch.document()) for fetch in fetches}
         hash_ = content_hash(data)
         name, config_name = self.pod_name(shard), config_map_name(self.owner.name, hash_)
-        single = [device for device in shard.of(DeviceKind.GPU) if device.uuid is not None]
+        single = [device for device in shard.of(DeviceKind.GPU) if device.driver is not None]
         image = self.settings.image(self.ensemble, shard.devices)
         spec = pod_spec(
             node=_node(shard),

@@ -64,6 +64,7 @@ def holding(devices: Iterable[Device], cells: Iterable[Cell]) -> Labels:
             "cores": list(d.cores),
             "uuid": d.uuid,
             "source": d.source,
+            **({"driver": d.driver} if d.driver else {}),
         }
         for d in devices
     ]
@@ -88,6 +89,7 @@ def held(annotations: Mapping[str, str]) -> tuple[Device, ...]:
                 cores=tuple(d["cores"]),
                 uuid=d["uuid"],
                 source=str(d["source"]),
+                driver=d.get("driver"),
             )
             for d in json.loads(annotations.get(DEVICES, "[]"))
         )

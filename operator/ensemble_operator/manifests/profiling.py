@@ -54,7 +54,7 @@ def profiling_objects(
     owner = Owner.of(ensemble, uid)
     name = profiling_name(digest or member.model.uri, device.type, member.precision.value, node_kind)
     marks = labels.common(owner.name, labels.PROFILER)
-    single = device.kind is DeviceKind.GPU and device.uuid is not None
+    single = device.driver is not None
     image = settings.image(ensemble, [device])
     spec = pod_spec(
         node=device.node,
@@ -129,5 +129,5 @@ def _resources(device: Device) -> Resources:
     """The device; with a CPU device all the memory that comes with it, since the need is not known yet."""
     if device.kind is DeviceKind.CPU:
         return Resources(1000 * core_count(device.type), device.memory_bytes // MIB * MIB, _SHARED_BYTES, (), True)
-    gpus = ((resource_of(device), 1),) if device.uuid is None else ()
+    gpus = ((resource_of(device), 1),) if device.driver is None else ()
     return Resources(GPU_MILLIS, GPU_CELL_BYTES + TORCH_BYTES, _SHARED_BYTES, gpus, False, memory_limited=False)

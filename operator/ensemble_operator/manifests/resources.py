@@ -75,7 +75,7 @@ def resources(shard: Shard, plan: Plan, config: RuntimeConfig, *, torch: bool) -
     connections = CONNECTION_BYTES * sum(remote.connections for remote in config.remotes)
     bodies = _GATHER_BODIES * config.serving.max_body_mib * MIB
     own = PROCESSES_BYTES + (TORCH_BYTES if torch else 0)
-    anonymous = Counter(resource_of(device) for device in gpus if device.uuid is None)
+    anonymous = Counter(resource_of(device) for device in gpus if device.driver is None)
     return Resources(
         cpu_millis=1000 * (cores + len(gpus)) if cores else GPU_MILLIS * max(1, len(gpus)),
         memory_bytes=_whole_mib(own + cells + connections + bodies + shared),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ensemble_operator.api.ensemble import InferenceEnsemble
 from ensemble_operator.inventory.device import Device
+from ensemble_operator.inventory.slices import DRIVERS, DriverWords
 from ensemble_operator.manifests.models import CACHE
 from ensemble_runtime.config import DeviceKind, ModelFormat
 
@@ -27,10 +28,8 @@ class PodSettings:
     """PersistentVolumeClaim of the model cache, in the ensemble's namespace; None: a volume that ends with the pod."""
     model_cache_mib: int = 0
     """Most that fetched models may take in it; 0: no limit."""
-    device_class: str = "gpu.nvidia.com"
-    """DeviceClass, and driver, of the GPUs that ResourceSlices tell of."""
-    uuid_attribute: str = "uuid"
-    """The driver's attribute that holds a GPU's UUID."""
+    drivers: Mapping[str, DriverWords] = field(default_factory=lambda: DRIVERS)
+    """Those of the GPUs that ResourceSlices tell of, by their names."""
     log_level: str = "INFO"
 
     @property

@@ -80,11 +80,14 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """Hash of who runs where at which batch size, 16 hexadecimal digits; prediction and order play no part."""
+        """Hash of who runs where at which batch size, 16 hexadecimal digits; prediction and order play no part.
+
+        A GPU is told by its UUID where that is known: under its name there may be another one tomorrow.
+        """
         cells = sorted(
             (
                 device.node,
-                device.name,
+                device.uuid or device.name,
                 member,
                 batch,
                 *([second.name] if (second := self.second(device, member)) else []),

@@ -53,9 +53,8 @@ def make_ensemble(
 
 
 def gpu(name: str, node: str = "node-a", product: str = "NVIDIA-A100-SXM4-40GB", uuid: str | None = None) -> Device:
-    return Device(
-        name, node, DeviceKind.GPU, product, 40_000 * MIB, uuid=uuid, source="ResourceSlices" if uuid else "Labels"
-    )
+    source, driver = ("ResourceSlices", "gpu.nvidia.com") if uuid else ("Labels", None)
+    return Device(name, node, DeviceKind.GPU, product, 40_000 * MIB, uuid=uuid, source=source, driver=driver)
 
 
 def cpu(name: str, node: str = "node-a", cores: int = 2) -> Device:
