@@ -164,6 +164,19 @@ def test_deleted_it_leaves_nothing(space: Space, operator: Operator) -> None:
     assert not any(space.made("digits").values())
 
 
+def test_a_namespace_ends_with_all_that_is_in_it(kwok: Kwok, operator: Operator) -> None:
+    """No finalizer of ours holds it up, also while nobody runs who could take one off."""
+    space = Space(kwok.plane, kwok.plane.namespace())
+    space.profiles("a", "b")
+    space.apply("digits")
+    space.apply("copies", replicas=2, devices={"kinds": ["GPU"], "max": 1})
+    space.wait("digits")
+    with kwok.plane.held(operator.program):
+        kwok.plane.admin.delete(f"/api/v1/namespaces/{space.namespace}")
+        wait_for(lambda: not kwok.plane.admin.exists(f"/api/v1/namespaces/{space.namespace}"), "the namespace's end")
+    operator.idle()
+
+
 def test_plan_only_creates_nothing_and_shows_the_plan(space: Space, operator: Operator) -> None:
     space.apply("digits", mode="PlanOnly")
     space.wait("digits", "Planned")

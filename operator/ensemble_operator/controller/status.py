@@ -390,5 +390,8 @@ def _inventory(decision: Decision) -> dict[str, Any]:
 
 
 def _rounded(value: float | None) -> float | None:
-    """Few digits: what is beyond says nothing, and would make for writes."""
-    return None if value is None else float(f"{value:.{_DIGITS}g}")
+    """Few digits: what is beyond says nothing, and would make for writes. Whole numbers as the API server has them."""
+    if value is None:
+        return None
+    rounded = float(f"{value:.{_DIGITS}g}")
+    return int(rounded) if rounded.is_integer() else rounded

@@ -146,9 +146,9 @@ def ensemble(name: str, namespace: str, members: Mapping[str, float] | None = No
 
 
 def profile(
-    member: str, namespace: str, device_type: str = A100, *, seconds: float = 0.01, memory_mib: float = 4096
+    member: str, namespace: str, device_type: str = A100, *, seconds: float = 0.002, memory_mib: float = 4096
 ) -> Manifest:
-    """What a member costs on a GPU."""
+    """What a member costs on a GPU; by default rates have more digits than statuses show, and are whole numbers."""
     points = [{"batchSize": size, "seconds": seconds * size**0.5, "memoryMib": memory_mib} for size in (1, 8)]
     return {
         "apiVersion": "ensembles.dev/v1alpha1",

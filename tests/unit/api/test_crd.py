@@ -53,6 +53,11 @@ def test_files_are_those_of_the_models() -> None:
     assert {path.name: path.read_text() for path in CRDS.glob("*.yaml")} == render()
 
 
+def test_kubectl_can_apply_them_on_the_client() -> None:
+    """It keeps the whole manifest in an annotation, and those have a limit."""
+    assert all(len(text) < 200_000 for text in render().values())
+
+
 def test_writing_them_again_gives_the_same_files(tmp_path: Path) -> None:
     main([str(tmp_path / "new")])
     assert {path.name: path.read_text() for path in (tmp_path / "new").iterdir()} == render()

@@ -96,6 +96,14 @@ def test_the_real_device_behind_a_slot_and_the_observed_rate_are_shown():
     assert written["matrix"][0]["uuid"] == "GPU-7" and written["observedRate"] == 512.0
 
 
+def test_whole_rates_are_written_as_the_api_server_gives_them_back():
+    """Go writes 1234.0 as 1234; statuses are compared as text."""
+    fast = replace(DECISION, plans={0: replace(plan(), rate=1234.4)})
+    written = json.dumps(status(view(fast, observed=Observed({}, 512.0)), {}, NOW))
+
+    assert '"rate": 1234,' in written and '"observedRate": 512,' in written
+
+
 def test_the_same_state_gives_the_same_status_and_times_stay_until_a_condition_turns():
     first = status(view(), {}, NOW)
     assert status(view(), first, LATER) == first
