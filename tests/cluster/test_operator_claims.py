@@ -1,4 +1,4 @@
-"""GPUs that drivers publish in ResourceSlices, served by the real operator: the claims of its pods, and whom they get."""
+"""GPUs that drivers publish in ResourceSlices, served by the real operator: its pods claim those of their plans."""
 
 from __future__ import annotations
 
