@@ -7,30 +7,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from ensemble_operator.api.ensemble import InferenceEnsemble
+from ensemble_operator.controller.allowance import Allowance
 from ensemble_operator.controller.backoff import Backoff
 from ensemble_operator.controller.cache import Cache
 from ensemble_operator.controller.changes import Changes, There, changes
+from ensemble_operator.controller.concurrency import gathered, together
 from ensemble_operator.controller.decision import OVERVIEW, Decision, Overview
 from ensemble_operator.controller.edition_record import EditionRecord
-from ensemble_operator.controller.events import Journal, Notice
 from ensemble_operator.controller.kube import Kube, KubeError
 from ensemble_operator.controller.metrics import Metrics
 from ensemble_operator.controller.profiling import Profiling, Waiting, place_of
-from ensemble_operator.controller.records import COMPONENT, ChildRecord, EnsembleRecord, OwnPod, canonical
+from ensemble_operator.controller.records import COMPONENT, ChildRecord, EnsembleRecord, OwnPod
+from ensemble_operator.controller.reporting import Reporter
 from ensemble_operator.controller.resources import (
     BUDGETS,
-    BY_KIND,
     CLAIMS,
     CONFIG_MAPS,
     ENSEMBLES,
@@ -39,7 +39,6 @@ from ensemble_operator.controller.resources import (
     POLICIES,
     PROFILES,
     REVISIONS,
-    SECRETS,
     SERVICES,
     SLICES,
     TEMPLATES,
@@ -47,9 +46,10 @@ from ensemble_operator.controller.resources import (
 )
 from ensemble_operator.controller.rollout import within
 from ensemble_operator.controller.settings import Settings
-from ensemble_operator.controller.status import Observed, View, conditions_of, notices, status
+from ensemble_operator.controller.status import Observed, View
 from ensemble_operator.controller.worker import DecisionError, Worker
 from ensemble_operator.controller.world import GIVEN_UP
+from ensemble_operator.controller.writing import Writer
 from ensemble_operator.inventory.slices import DRIVERS
 from ensemble_operator.manifests import labels
 from ensemble_operator.manifests.settings import PodSettings
@@ -59,12 +59,8 @@ _AT_ONCE = 16
 _ACTING_SECONDS = 2.0
 """Time to act in one cycle; what is begun is finished."""
 _OWNED = (CONFIG_MAPS, SERVICES, BUDGETS, POLICIES, TEMPLATES)
-_NAMED_BY_USERS = (SERVICES, BUDGETS, POLICIES)
-"""Bear the ensemble's name, which somebody else's object may bear as well."""
 
 _log = logging.getLogger(__name__)
-
-Key = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +112,9 @@ class Loop:
         self._done: dict[str, Scene] = {}
         self._acted: dict[str, float] = {}
         self._due: dict[str, float] = {}
-        self._applied: dict[tuple[Resource, str, str], str] = {}
+        self._writer = Writer(kube, cache, self.poke)
+        self._reporter = Reporter(kube, cache)
         self._parsed: dict[str, tuple[str, InferenceEnsemble]] = {}
-        self._conditions: dict[str, dict[str, str]] = {}
-        self._journal = Journal()
         self._backoff = Backoff()
         self._profiling = Profiling()
         self._observed: dict[str, Observed] = {}
@@ -216,7 +211,7 @@ class Loop:
         self._forget()
         overview: Overview = decisions[OVERVIEW]
         self._metrics.show_devices(overview.devices)
-        self._metrics.show_ensembles(self._conditions.values())
+        self._metrics.show_ensembles(self._reporter.conditions())
         self._metrics.cycles.observe(time.monotonic() - started)
         self._metrics.last_cycle.set_to_current_time()
 
@@ -246,7 +241,7 @@ class Loop:
                 if child.owner is None or child.component != labels.SERVING:
                     continue
                 children[child.owner][resource, name] = child
-                if self._applied.get((resource, namespace, name), child.content) != child.content:
+                if self._writer.edited((resource, namespace, name), child):
                     edited[child.owner].add((resource, name))
         editions: dict[str, list[EditionRecord]] = defaultdict(list)
         for _, edition in sorted(self._cache.all(REVISIONS).items()):
@@ -308,7 +303,9 @@ class Loop:
             self._backoff.failed(uid, problem, time.monotonic())
             _log.warning("cannot carry out: %s", problem, extra=_about(record, scene.decision))
         try:
-            await self._report(View(record, ensemble, scene.decision, scene.there, now, problem, scene.observed))
+            await self._reporter.report(
+                View(record, ensemble, scene.decision, scene.there, now, problem, scene.observed)
+            )
         except KubeError as error:
             self._metrics.errors.labels("status").inc()
             self._backoff.failed(uid, str(error), time.monotonic())
@@ -321,14 +318,14 @@ class Loop:
     async def _carry_out(self, scene: Scene, now: Changes, allowance: Allowance) -> bool:
         """Apply and delete; whether all of it could be done in this cycle."""
         record, complete = scene.record, True
-        await together(self._applied_now(body) for body in now.apply if body["kind"] != "Pod")
+        await together(self._writer.apply(body) for body in now.apply if body["kind"] != "Pod")
         pods = {body["metadata"]["name"]: body for body in now.apply if body["kind"] == "Pod"}
         for name in [name for name in pods if self._backoff.waits(("pod", record.uid, name), time.monotonic())]:
             del pods[name]
             complete = False
         for name in pods:
             _log.info("creates pod %s", name, extra=_about(record, scene.decision))
-        await together(map(self._applied_now, pods.values()))
+        await together(map(self._writer.apply, pods.values()))
         if self._first:
             return complete and not (now.remove or now.delete)
         granted = allowance.take(len(now.remove))
@@ -337,84 +334,12 @@ class Loop:
             if pod.ended:
                 self._backoff.failed(("pod", record.uid, pod.name), "ended", time.monotonic())
             _log.info("deletes pod %s: %s", pod.name, removal.reason, extra=_about(record, scene.decision))
-            await self._deleted_now(PODS, record.namespace, pod.name, pod.uid)
+            await self._writer.delete(PODS, record.namespace, pod.name, pod.uid)
         for deletion in now.delete:
             seen = self._cache.get(deletion.resource, record.namespace, deletion.name)
             if seen is not None:
-                await self._deleted_now(deletion.resource, record.namespace, deletion.name, seen.uid)
+                await self._writer.delete(deletion.resource, record.namespace, deletion.name, seen.uid)
         return complete and granted == len(now.remove)
-
-    async def _applied_now(self, body: dict[str, Any]) -> None:
-        """Apply, and know at once what came of it: watches may be late."""
-        resource = BY_KIND[body["kind"]]
-        if resource is SECRETS:
-            await self._kube.create(body)
-            return
-        if resource in _NAMED_BY_USERS:
-            await self._refuse_foreign(resource, body)
-        result = await self._kube.apply(body)
-        if self._cache.observe(resource, result) and resource is not PODS:
-            seen = self._cache.get(resource, result["metadata"]["namespace"], result["metadata"]["name"])
-            if seen is not None and isinstance(seen.record, ChildRecord):
-                self._applied[resource, body["metadata"]["namespace"], body["metadata"]["name"]] = seen.record.content
-        self.poke()
-
-    async def _refuse_foreign(self, resource: Resource, body: dict[str, Any]) -> None:
-        """To apply by force would take over an object that somebody else has made.
-
-        Raises:
-            KubeError: There is one of this name, and it is not the ensemble's.
-        """
-        meta = body["metadata"]
-        if self._cache.get(resource, meta["namespace"], meta["name"]) is not None:
-            return  # only what is ours is seen
-        found = await self._kube.named(resource, meta["namespace"], meta["name"])
-        owners = {owner["uid"] for owner in meta["ownerReferences"]}
-        if found is not None and not any(o["uid"] in owners for o in found["metadata"].get("ownerReferences", ())):
-            raise KubeError(
-                f"{body['kind']} {meta['namespace']}/{meta['name']} is there already and not this ensemble's; "
-                "delete or rename it, or name the ensemble otherwise",
-                409,
-            )
-
-    async def _deleted_now(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
-        """Delete, and know it at once. A pod takes its time, which the watch tells of."""
-        answer = await self._kube.delete(resource, namespace, name, uid)
-        if answer is not None and answer.get("metadata", {}).get("deletionTimestamp"):
-            self._cache.observe(resource, answer)
-        else:
-            self._cache.drop(resource, namespace, name, uid)
-        self.poke()
-
-    async def _report(self, view: View) -> None:
-        """Write the status if it says something else now, and tell what has changed in Events."""
-        record = view.record
-        seen = self._cache.get(ENSEMBLES, record.namespace, record.name)
-        written = seen.record.status if seen is not None and isinstance(seen.record, EnsembleRecord) else record.status
-        before: dict[str, Any] = json.loads(written)
-        now = _now()
-        after = status(view, before, now)
-        self._conditions[record.uid] = conditions_of(after)
-        if canonical(after) == written:
-            return
-        body = {
-            "apiVersion": ENSEMBLES.api_version,
-            "kind": ENSEMBLES.kind,
-            "metadata": {"name": record.name, "namespace": record.namespace, "uid": record.uid},
-            "status": after,
-        }
-        result = await self._kube.apply_status(body)
-        if result is None:
-            return
-        self._cache.observe(ENSEMBLES, result)
-        for notice in notices(before, after):
-            await self._tell(record, notice, now)
-
-    async def _tell(self, record: EnsembleRecord, notice: Notice, now: str) -> None:
-        event = self._journal.admit(record, notice, time.monotonic(), now)
-        if event is not None:
-            with contextlib.suppress(KubeError):  # an Event is a courtesy
-                await self._kube.apply(event)
 
     async def _measure(self, scenes: list[Scene], allowance: Allowance) -> None:
         """Start and finish what measures missing profiles."""
@@ -426,14 +351,14 @@ class Loop:
         actions = self._profiling.actions(waiting, self._cache, self._pod_settings, time.monotonic())
         for body in actions.apply:
             try:
-                await self._applied_now(body)
+                await self._writer.apply(body)
             except KubeError as error:
                 self._metrics.errors.labels("profiling").inc()
                 self._profiling.refused(place_of(body), str(error), time.monotonic())
         if self._first:
             return
         for deletion in actions.delete[: allowance.take(len(actions.delete))]:
-            await self._deleted_now(deletion.resource, deletion.namespace, deletion.name, deletion.uid)
+            await self._writer.delete(deletion.resource, deletion.namespace, deletion.name, deletion.uid)
 
     def _ensemble(self, record: EnsembleRecord, decision: Decision) -> InferenceEnsemble:
         """The ensemble as it is carried out: as it is written, or as it was before a change that was given up."""
@@ -452,57 +377,13 @@ class Loop:
             self._acted,
             self._due,
             self._parsed,
-            self._conditions,
             self._observed,
         )
         for memory in memories:
             for uid in memory.keys() - alive:
                 del memory[uid]
-        there = {(r, *key) for r in _OWNED for key in self._cache.all(r)}
-        for applied in self._applied.keys() - there:
-            del self._applied[applied]
-
-
-class Allowance:
-    """How many pods a cycle may still delete."""
-
-    def __init__(self, most: int) -> None:
-        self._left = most
-        self.short = False
-        """Whether somebody got less than they asked for."""
-
-    def take(self, count: int) -> int:
-        """As many of these as there are left."""
-        taken = min(count, self._left)
-        self._left -= taken
-        self.short |= taken < count
-        return taken
-
-
-async def gathered(most: int, jobs: Iterable[Awaitable[None]]) -> None:
-    """Do all jobs, so many at once."""
-    free = asyncio.Semaphore(most)
-
-    async def one(job: Awaitable[None]) -> None:
-        async with free:
-            await job
-
-    async with asyncio.TaskGroup() as group:
-        for job in jobs:
-            group.create_task(one(job))
-
-
-async def together(jobs: Iterable[Awaitable[None]]) -> None:
-    """Do all jobs at once and see them all to their end, then raise the first of their errors."""
-    outcomes = await asyncio.gather(*jobs, return_exceptions=True)
-    for outcome in outcomes:
-        if outcome is not None:
-            raise outcome
-
-
-def _now() -> str:
-    """The time, as Kubernetes writes it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        self._reporter.forget_all_but(alive)
+        self._writer.forget_all_but({(r, *key) for r in _OWNED for key in self._cache.all(r)})
 
 
 def _about(record: EnsembleRecord, decision: Decision) -> dict[str, str]:
