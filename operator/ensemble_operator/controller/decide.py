@@ -141,11 +141,12 @@ class _Round:
         changing = frozenset(copy for copy in old if copy < spec.replicas)  # the others end, and block nothing
         stays = settled(self._of_owner[record.uid], own)
         wish = Wish(key, record, spec, digests, edition, terms, held, changing, stays)
-        kinds = (*offer.kinds, *(d for copy in held.values() for d in copy.devices))
+        there = (*(d for copy in held.values() for d in copy.devices), *offer.kinds)
+        kinds = tuple({(d.node, d.name): d for d in there}.values())  # of one name as the inventory has it now
         if not kinds:
             return replace(so_far, waiting=nothing_to_use(terms, self._everything)), None
         try:
-            problem = self._memory.problem_of(wish, tuple(dict.fromkeys(kinds)), table)
+            problem = self._memory.problem_of(wish, kinds, table)
         except EnsembleError as error:
             return replace(so_far, frozen=True, waiting=str(error)), None
         if simulated:

@@ -335,6 +335,15 @@ def test_a_slip_in_the_stated_inventory_takes_no_devices_away(decider):
     assert decision.frozen and "inventory" in decision.waiting
 
 
+def test_another_reserve_of_memory_leaves_what_runs(decider):
+    """What a pod says of its GPU is then not what the inventory says of it."""
+    body = ensemble(devices={"kinds": ["GPU"], "max": 1})
+    first = decided(decider, body, profile(), node())
+    again = decided(Decider(900 * 2**20, {}), body, profile(), node(), *pods_of(decider, first, body))
+
+    assert not again.frozen and again.plans[0].digest == first.plans[0].digest
+
+
 def test_simulated_devices_need_no_node(decider):
     simulated = {"simulated": [{"type": A100, "count": 2, "memoryMib": 8192}]}
     decision = decided(decider, ensemble(devices=simulated, replicas=2), profile())
