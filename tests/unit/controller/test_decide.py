@@ -48,7 +48,7 @@ def profile(uri=None, digest=DIGEST, kind=A100):
 
 
 def small(name):
-    """A node with room for one core: the other is for what pods need besides."""
+    """A node with two cores."""
     body = node(name, gpus=0)
     body["metadata"]["labels"] |= {"at": name}
     body["status"]["allocatable"] |= {"cpu": "2"}
@@ -124,7 +124,8 @@ def test_without_a_profile_a_free_device_is_named_to_measure_on(decider):
 
 
 def test_cores_to_measure_on_are_those_of_a_node_that_has_some_left(decider):
-    taken = ensemble("taken", devices={"kinds": ["CPU"], "max": 1}, placement={"nodeSelector": {"at": "first"}})
+    own = {"devices": {"kinds": ["CPU"], "max": 1}, "placement": {"nodeSelector": {"at": "first"}}}
+    taken = ensemble("taken", replicas=2, **own)
     body = ensemble(member={"model": {**MODEL, "sha256": "b" * 64}}, devices={"kinds": ["CPU"], "max": 1})
     first, second = small("first"), small("second")
     known = profile(kind="cpu-1")
