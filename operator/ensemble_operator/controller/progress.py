@@ -55,14 +55,8 @@ def progress(
     left = timeout - (now - waiting[slowest]).total_seconds()
     if left > 0:
         return Progress(due=left)
-    return Progress(late=f"pod {slowest} was not ready within {timeout:g} s: {_why(pods[slowest])}")
-
-
-def _why(pod: OwnPod) -> str:
-    said = [pod.trouble or "it runs and stays unready"]
-    if pod.ended is not None and pod.ended.exit_code != 0:
-        said.append(f"container {pod.ended.container} ended with {pod.ended.exit_code}: {pod.ended.message}")
-    return "; ".join(said)[:2048]
+    why = pods[slowest].trouble or "it runs and stays unready"
+    return Progress(late=f"pod {slowest} was not ready within {timeout:g} s: {why}")
 
 
 def _moment(written: str | None, otherwise: datetime) -> datetime:

@@ -23,6 +23,8 @@ TERMINATION_LOG = "/dev/termination-log"
 USER = 65532
 LEAVE_SECONDS = 5
 """Between the order to stop and its arrival: so long it may take until nobody sends requests any more."""
+_LEAVE = f"kill -s USR1 1; sleep {LEAVE_SECONDS}"
+"""Meanwhile each answer closes its connection: a client that kept it would find it closed under a request."""
 _SLACK_SECONDS = 5
 _STARTUP_PERIOD = 1
 GPU_TAINT = {"key": "nvidia.com/gpu", "operator": "Exists"}
@@ -129,7 +131,7 @@ def serving(spec: Object, limits: Serving) -> Object:
         "startupProbe": _probe("ready", period=_STARTUP_PERIOD, failures=math.ceil(startup / _STARTUP_PERIOD)),
         "readinessProbe": _probe("ready", period=2, failures=2),
         "livenessProbe": _probe("live", period=10, failures=3),
-        "lifecycle": {"preStop": {"sleep": {"seconds": LEAVE_SECONDS}}},
+        "lifecycle": {"preStop": {"exec": {"command": ["sh", "-c", _LEAVE]}}},
     }
     grace = LEAVE_SECONDS + drain + _SLACK_SECONDS
     return spec | {

@@ -41,7 +41,8 @@ class Entrance:
         connections: Those in the fast lane.
         scratch: What is read lands here first. One buffer is enough for all: it is emptied before the next read.
         tick: Seconds, counted by `sweep`.
-        draining: Whether answers close their connections.
+        leaving: Whether answers close their connections.
+        draining: Whether connections close as soon as they may.
         empty: Set when the last of them is gone.
     """
 
@@ -51,6 +52,7 @@ class Entrance:
         heads: HeadReader,
         hand_over: Callable[[], asyncio.Protocol],
         crowded: Callable[[], bool],
+        leaving: asyncio.Event,
     ) -> None:
         self.inference = inference
         self.heads = heads
@@ -60,6 +62,7 @@ class Entrance:
         self.scratch = bytearray(SCRATCH_BYTES)
         self.scratch_view = memoryview(self.scratch)
         self.tick = 0
+        self.leaving = leaving
         self.draining = False
         self.empty = asyncio.Event()
 
@@ -78,6 +81,7 @@ class Entrance:
     async def drain(self, seconds: float) -> None:
         """Close what is idle, let the others finish the request that they have begun, cut off what is left after."""
         self.draining = True
+        self.leaving.set()
         for connection in tuple(self.connections):
             connection.drain()
         if self.connections:
@@ -283,7 +287,7 @@ class FastLane(asyncio.BufferedProtocol):
         transport = self._transport
         if transport.is_closing():
             return
-        keep_alive = self._head.keep_alive and not self._entrance.draining
+        keep_alive = self._head.keep_alive and not self._entrance.leaving.is_set()
         transport.write(answer.response(keep_alive))
         self._since = self._entrance.tick
         self._state = _CLIENT

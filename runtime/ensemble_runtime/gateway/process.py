@@ -15,7 +15,7 @@ from ensemble_runtime.pipeline.wiring import Wiring
 
 
 def serve_until_stopped(arena: Arena, wiring: Wiring, listener: socket.socket) -> int:
-    """Serve on a listening socket until SIGTERM, then drain; returns 0.
+    """Serve on a listening socket until SIGTERM, then drain; returns 0. After SIGUSR1 clients are sent elsewhere.
 
     Args:
         arena: The ensemble's arena.
@@ -25,9 +25,10 @@ def serve_until_stopped(arena: Arena, wiring: Wiring, listener: socket.socket) -
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
+        stop, leaving = asyncio.Event(), asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, stop.set)
-        await serve(Batcher(arena, wiring, loop), listener, stop)
+        loop.add_signal_handler(signal.SIGUSR1, leaving.set)
+        await serve(Batcher(arena, wiring, loop), listener, stop, leaving)
 
     uvloop.run(main())
     return 0

@@ -23,19 +23,32 @@ BACKLOG = 1024
 _logger = logging.getLogger(__name__)
 
 
-async def serve(pipeline: Pipeline[Any], sock: socket.socket, stop: asyncio.Event) -> None:
+async def serve(
+    pipeline: Pipeline[Any], sock: socket.socket, stop: asyncio.Event, leaving: asyncio.Event | None = None
+) -> None:
     """Serve until `stop` is set; then answer what is in flight, for `serving.drainMs` at the most, and close.
 
     Args:
         pipeline: Where requests go.
         sock: Bound, and perhaps shared with other gateways; closed at the end.
         stop: Set it to end.
+        leaving: Set it some time before: requests are answered as ever, and each answer closes its connection, so that
+            no client is just about to use one that is closed at the end.
     """
+    leaving = leaving or asyncio.Event()
     loop = asyncio.get_running_loop()
     config = pipeline.config
     inference = Inference(pipeline) if config.shard is None else ShardInference(pipeline, config.shard)
     drain_seconds = config.serving.drain_ms / 1e3
-    runner = web.AppRunner(build_app(inference), handler_cancellation=True, shutdown_timeout=drain_seconds)
+    app = build_app(inference)
+
+    async def close_when_leaving(_: web.Request, response: web.StreamResponse) -> None:
+        if leaving.is_set():
+            response.headers["Connection"] = "close"
+            response.force_close()
+
+    app.on_response_prepare.append(close_when_leaving)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=drain_seconds)
     await runner.setup()
     manager = runner.server
     assert manager is not None
@@ -50,7 +63,7 @@ async def serve(pipeline: Pipeline[Any], sock: socket.socket, stop: asyncio.Even
     target = f"/v2/models/{config.name}"
     targets = (f"{target}/infer", f"{target}/versions/{config.version}/infer") if config.shard is None else (TARGET,)
     heads = HeadReader(targets, inference.max_body, inference.authorization)
-    entrance = Entrance(inference, heads, hand_over, crowded)
+    entrance = Entrance(inference, heads, hand_over, crowded, leaving)
     server = await loop.create_server(lambda: FastLane(entrance), sock=sock, backlog=BACKLOG)
     sweeper = asyncio.create_task(_sweep(entrance))
     _logger.info("gateway of '%s' serves on %s", config.name, sock.getsockname())

@@ -131,7 +131,7 @@ class Supervisor:
         wakeup.setblocking(False)
         signals.setblocking(False)
         signal.set_wakeup_fd(signals.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, lambda *_: None)
         self.arena.service_pids[SERVICES.index("supervisor")] = os.getpid()
         while True:
@@ -153,6 +153,8 @@ class Supervisor:
             numbers = wakeup.recv(4096)
             if signal.SIGTERM in numbers or signal.SIGINT in numbers:
                 self._stop()
+            elif signal.SIGUSR1 in numbers and (pid := self._lives[_GATEWAY].pid):
+                os.kill(pid, signal.SIGUSR1)  # it sends its clients elsewhere
         if self._channel in readable:
             self._hear_forge()
 

@@ -179,7 +179,7 @@ def on_a_clock(
     async def main() -> None:
         loop = asyncio.get_running_loop()
         heads = HeadReader([served.path], 1 << 20)
-        entrance = Entrance(Inference(served.pipeline), heads, asyncio.Protocol, lambda: False)
+        entrance = Entrance(Inference(served.pipeline), heads, asyncio.Protocol, lambda: False, asyncio.Event())
         server = await loop.create_server(lambda: FastLane(entrance), "127.0.0.1", 0)
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname(), limit=1024)
         async with asyncio.timeout(20):

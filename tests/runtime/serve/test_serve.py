@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -164,3 +165,26 @@ def _answers(server: Any) -> bool:
 
 def _elsewhere(member: dict[str, Any]) -> dict[str, Any]:
     return {**member, "model": {"uri": "file:///nowhere.onnx", "format": "ONNX"}}
+
+
+def test_on_its_way_out_it_answers_and_closes_each_connection(serve: Serve, config: dict[str, Any]) -> None:
+    server = serve(config)
+    connection = http.client.HTTPConnection(server.address(), timeout=30)
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1.0, 1.0, 1.0, 1.0]}
+
+    def closes(method: str, path: str, body: str | None = None) -> bool:
+        connection.request(method, path, body)
+        answer = connection.getresponse()
+        assert answer.status == 200 and answer.read()
+        return answer.getheader("Connection", "").lower() == "close"
+
+    def both() -> set[bool]:
+        infer = closes("POST", "/v2/models/ensemble/infer", json.dumps({"inputs": [tensor]}))
+        return {infer, closes("GET", "/v2")}
+
+    assert both() == {False}
+    server.process.send_signal(signal.SIGUSR1)
+    server.until(lambda: both() == {True})
+    assert both() == {True}, "new connections are answered too"
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(30) == 0
