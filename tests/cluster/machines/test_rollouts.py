@@ -72,21 +72,3 @@ def test_a_change_that_cannot_start_is_rolled_back_under_load_without_a_failed_r
     _, _, message = ensemble.space.condition(ensemble.name, "Degraded")
     assert "was not ready within 10 s" in message and "404" in message
     assert ("Warning", "RolledBack") in {(event["type"], event["reason"]) for event in ensemble.space.events()}
-
-
-def test_without_room_for_both_one_copy_after_the_other_is_replaced_without_a_failed_request(
-    served: Callable[..., Served],
-) -> None:
-    """Two copies on all cores of two nodes: the Service always has one that serves."""
-    ensemble = served("crowded", members=2, devices={"kinds": ["CPU"], "max": 2}, replicas=2)
-    ensemble.apply()
-    wait_for(lambda: ensemble.space.status(ensemble.name).get("readyReplicas") == 2, "two copies", 120)
-    nodes = {pod["spec"]["nodeName"] for pod in ensemble.pods()}
-    assert nodes == {"node-2", "node-3"}, "copies spread"
-    with ensemble.load() as load:
-        load.more()
-        ensemble.apply(combination={"rule": "WeightedMean", "predictions": "Probabilities"})
-        wait_for(lambda: reason(ensemble, "Progressing") == "Complete", "the change", 180)
-        load.more()
-    assert not load.failures, load.summary()
-    assert "UpgradeBlocked" in {event["reason"] for event in ensemble.space.events()}
