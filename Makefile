@@ -17,7 +17,7 @@ CODE := operator runtime tests examples benchmarks
 .DELETE_ON_ERROR:
 .PHONY: help venv demo test test-e2e cluster-demo cluster-shell lint typecheck format crds lock clean \
 	bench-plumbing bench-compute bench-bulk bench-simulated bench-memory bench-start bench-images bench-partition \
-	bench-planner bench-operator bench-lost-node
+	bench-planner bench-operator bench-lost-node bench-cluster bench-span
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,8 +28,12 @@ demo: $(DEMO_READY) ## Train five members, serve them as one ensemble, show what
 test: lint typecheck ## Check style, types and layers, then run all tests
 	$(ENCLOSED) $(BIN)/pytest --numprocesses 3
 
-test-e2e: $(DEV_READY) ## Run the tests that need real nodes (root on Linux)
+test-e2e: $(DEV_READY) ## Run the tests that need real nodes: here (root on Linux), or in the cluster that KUBECONFIG names
+ifdef KUBECONFIG
+	ENSEMBLES_TEST_KUBECONFIG="$(KUBECONFIG)" $(BIN)/pytest tests/cluster/machines
+else
 	$(ENCLOSED) $(BIN)/pytest tests/cluster/machines
+endif
 
 cluster-demo: $(DEV_READY) ## Bring up a cluster of real nodes, install the chart, serve an ensemble, show it
 	$(ENCLOSED) $(BIN)/python tests/cluster/beds/play.py demo
@@ -90,6 +94,12 @@ bench-lost-node: $(DEV_READY) ## Time without service when the node of the only 
 bench-operator: $(DEV_READY) ## The operator's response, and 1,000 ensembles on 1,000 nodes (builds a control plane once)
 	$(BIN)/python benchmarks/operator_response.py
 	$(BIN)/python benchmarks/operator_scale.py
+
+bench-cluster: $(DEV_READY) ## Seconds from kubectl apply to the first prediction (root on Linux)
+	$(ENCLOSED) $(BIN)/python benchmarks/first_prediction.py
+
+bench-span: $(DEV_READY) ## What a member on another node costs its head (needs wrk)
+	$(BIN)/python benchmarks/span.py
 
 bench-partition: $(DEV_READY) ## Recurrent models on two cores against one, and against the machine's capacity
 	$(BIN)/python benchmarks/partition.py

@@ -33,6 +33,7 @@ PROGRAMS = {
     "kwok": (*CONTROL_PLANE, "kwok"),
     "helm": ("helm",),
     "promtool": ("promtool",),
+    "kubeconform": ("kubeconform",),
 }
 
 
@@ -72,6 +73,12 @@ def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
 def promtool() -> Path:
     """Prometheus' tool that checks rules."""
     return _programs("promtool")["promtool"]
+
+
+@pytest.fixture(scope="session")
+def kubeconform() -> Path:
+    """A program that checks objects against schemas."""
+    return _programs("kubeconform")["kubeconform"]
 
 
 @pytest.fixture

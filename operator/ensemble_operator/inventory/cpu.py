@@ -10,13 +10,19 @@ from ensemble_operator.inventory.node import Node, Source
 from ensemble_runtime.config import DeviceKind
 
 _GRAIN = 64 * 2**20
+_MOST_BESIDE = 4 * 2**30
+"""Most that a node keeps for the processes around its cells; of small nodes it is a quarter."""
 MILLIS = 1000
 
 
 def core_memory(node: Node) -> int:
-    """Bytes that come with each core: the node's share of allocatable memory, so that it does not change with use."""
+    """Bytes that come with each core: a share of allocatable memory, so that it does not change with use.
+
+    Something is left for what pods need besides their devices, or no node could give away its last core.
+    """
     cores = node.cpu_millis // MILLIS
-    return node.memory_bytes // cores // _GRAIN * _GRAIN if cores else 0
+    shared = node.memory_bytes - min(node.memory_bytes // 4, _MOST_BESIDE)
+    return shared // cores // _GRAIN * _GRAIN if cores else 0
 
 
 def cores_of(device: Device) -> int:

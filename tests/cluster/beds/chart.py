@@ -37,9 +37,7 @@ class Chart:
 
     def install(self, values: Mapping[str, str] | None = None, flags: Sequence[str] = ()) -> str:
         """Install it or upgrade it with the images that the nodes have, and wait until the operator is ready."""
-        # Nobody has the GPUs, so torch and CUDA would have nothing to do; pods start and see their devices without.
-        images = {**_image("image", OPERATOR), **_image("runtime.onnx", RUNTIME), **_image("runtime.full", RUNTIME)}
-        pairs = {**images, **self._values, **(values or {})}
+        pairs = {**images(OPERATOR, RUNTIME), **self._values, **(values or {})}
         settings = [part for key, value in pairs.items() for part in ("--set-string", f"{key}={value}")]
         where = ["--install", "--create-namespace", self.release, str(CHART)]
         try:
@@ -93,7 +91,12 @@ class Chart:
         ).stdout
 
 
+def images(operator: str, runtime: str) -> dict[str, str]:
+    """The values that name the images; also the pods with GPUs get the small one, as nobody has these GPUs."""
+    return {**_image("image", operator), **_image("runtime.onnx", runtime), **_image("runtime.full", runtime)}
+
+
 def _image(key: str, name: str) -> dict[str, str]:
-    registry, rest = name.split("/", 1)
-    repository, tag = rest.split(":")
+    registry, _, rest = name.partition("/")
+    repository, _, tag = rest.rpartition(":")
     return {f"{key}.registry": registry, f"{key}.repository": repository, f"{key}.tag": tag}

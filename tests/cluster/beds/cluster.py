@@ -5,9 +5,12 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 from beds.access import Access
 from beds.chart import Chart
+from beds.machines import Machines
 
 OURS = ("-l", "app.kubernetes.io/part-of=ensembles")
 
@@ -27,6 +30,13 @@ class Cluster:
     chart: Chart
     models: str
     url: Callable[[str, str], str]
+
+    @classmethod
+    def installed(cls, machines: Machines, helm: Path) -> Self:
+        """The chart in the bed's machines; the operator is a pod on node-1."""
+        chart = Chart(helm, machines.plane, values={"nodeSelector.kubernetes\\.io/hostname": "node-1"})
+        chart.install()
+        return cls(machines.plane, chart, machines.models.url, machines.service_url)
 
     def report(self) -> str:
         """All that helps to understand a failure."""

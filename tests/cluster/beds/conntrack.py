@@ -14,6 +14,8 @@ def destination(port: int) -> str | None:
     Args:
         port: Of this machine's end; no two connections may have it at the same time.
     """
+    if not CONNECTIONS.exists():  # a user's cluster is elsewhere
+        return None
     for line in CONNECTIONS.read_text().splitlines():
         # The way there comes first, the way back second: from where a Service's address was led to.
         sources, ports = re.findall(r"src=(\S+)", line), re.findall(r"sport=(\d+)", line)

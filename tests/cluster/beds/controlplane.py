@@ -38,6 +38,7 @@ class Request:
     namespace: str
     name: str
     code: int
+    message: str
 
 
 @dataclass(frozen=True)
@@ -295,4 +296,5 @@ def _request(event: Mapping[str, Any]) -> Request:
         namespace=target.get("namespace", ""),
         name=target.get("name", ""),
         code=event.get("responseStatus", {}).get("code", 0),
+        message=event.get("responseStatus", {}).get("message", ""),
     )

@@ -19,7 +19,7 @@ if __name__ == "__main__":
 from beds import binaries, images
 
 MARK = "ENSEMBLES_ENCLOSED"
-PROGRAMS = (*binaries.CONTROL_PLANE, "kubelet", "kube-proxy", "coredns", "helm", "gpu-device-plugin")
+PROGRAMS = (*binaries.CONTROL_PLANE, "kubelet", "kube-proxy", "coredns", "helm", *binaries.PLUGINS)
 PACKAGES = {
     "buildah": "buildah",
     "containerd": "containerd",

@@ -112,8 +112,8 @@ class Machines:
         service = self.plane.admin.get(f"/api/v1/namespaces/{namespace}/services/{name}")
         return f"http://{service['spec']['clusterIP']}:8000"
 
-    def add(self) -> Node:
-        """One more node joins, with all images."""
+    def add(self, *, claims: bool = False) -> Node:
+        """One more node joins, with all images; a device plugin offers its GPUs, or they are claimed one by one."""
         self._made += 1
         number = self._made
         place = Place(
@@ -121,11 +121,14 @@ class Machines:
             address=f"198.18.1.{number}",
             pods=f"10.244.{number}.0/24",
             dns=DNS_ADDRESS,
-            labels=_gpu_labels(self._gpus) if self._gpus else {},
+            labels=_gpu_labels(self._gpus) if self._gpus and not claims else {},
             gpus=tuple(f"GPU-node-{number}-{i}" for i in range(self._gpus)),
+            claims=claims,
             nvml=self._nvml,
         )
         _address(place.address)
+        if claims:
+            self.plane.admin.apply(_GPU_CLASS)
         node = Node(place, self.plane, self._binaries)
         self.nodes[node.name] = node
         node.start(self._images)
@@ -169,6 +172,15 @@ class Machines:
         )
         dns = Program("coredns", [self._binaries["coredns"], "-conf", corefile], self.folder / "coredns.log")
         return proxy, dns
+
+
+_GPU_CLASS = {
+    "apiVersion": "resource.k8s.io/v1",
+    "kind": "DeviceClass",
+    "metadata": {"name": "gpu.nvidia.com"},
+    "spec": {"selectors": [{"cel": {"expression": "device.driver == 'gpu.nvidia.com'"}}]},
+}
+"""What claims ask for: NVIDIA's chart would install it with the driver."""
 
 
 def _gpu_labels(count: int) -> dict[str, str]:

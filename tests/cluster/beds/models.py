@@ -71,19 +71,24 @@ CLASSIFIERS = _classifiers(8)
 
 
 class ModelServer:
-    """All classifiers over HTTP."""
+    """All classifiers over HTTP.
+
+    Attributes:
+        url: Of the folder, for pods.
+        folder: Where they lie.
+    """
 
     def __init__(self, folder: Path, address: str, port: int = 8080) -> None:
         self.url = f"http://{address}:{port}"
-        self._folder = folder
+        self.folder = folder
         command = [sys.executable, "-m", "http.server", str(port), "--bind", address, "--directory", folder]
         self.program = Program("models", command, folder.with_name("models.log"))
 
     def start(self) -> None:
         """Serve from now on."""
-        self._folder.mkdir(exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
         for one in CLASSIFIERS:
-            (self._folder / f"{one.name}.onnx").write_bytes(one.content)
+            (self.folder / f"{one.name}.onnx").write_bytes(one.content)
         self.program.start()
 
 

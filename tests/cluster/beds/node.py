@@ -35,7 +35,8 @@ class Place:
         pods: The range of its pods' addresses.
         dns: The address of the cluster's DNS.
         labels: Its labels.
-        gpus: UUIDs of the GPUs that its device plugin offers.
+        gpus: UUIDs of its GPUs.
+        claims: Whether they are published in ResourceSlices, by a DRA driver, instead of offered by a device plugin.
         nvml: The folder with the stub of NVML that containers with a GPU get.
     """
 
@@ -45,6 +46,7 @@ class Place:
     dns: str
     labels: Mapping[str, str]
     gpus: tuple[str, ...]
+    claims: bool
     nvml: Path
 
 
@@ -64,7 +66,8 @@ class Node:
         self._holder = Program("namespace", [*self._unshare()], self.folder / "namespace.log")
         self.containerd = self._program("containerd", ["containerd", "--config", self.folder / "containerd.toml"])
         self.kubelet = self._program("kubelet", [binaries["kubelet"], *self._kubelet_flags()])
-        self.gpus = self._program("gpu-device-plugin", [binaries["gpu-device-plugin"], *self._gpu_flags()])
+        driver, flags = self._gpu_driver()
+        self.gpus = self._program(driver, [binaries[driver], *flags])
 
     def start(self, images: Iterable[Path]) -> None:
         """Bring the node up with these images; returns when it is ready."""
@@ -80,7 +83,7 @@ class Node:
         self._start_kubelet()
         if self.place.gpus:
             self.gpus.start()
-            self.gpus.wait_until(lambda: self.allocatable("nvidia.com/gpu") == len(self.place.gpus), "GPUs offered")
+            self.gpus.wait_until(lambda: self._offered() == len(self.place.gpus), "GPUs offered")
 
     def load(self, archive: Path) -> None:
         """An image becomes known to the node."""
@@ -148,6 +151,10 @@ class Node:
         offered = self.plane.admin.get(f"/api/v1/nodes/{self.name}")["status"]["allocatable"]
         return int(str(offered.get(resource, 0)).removesuffix("Ki"))
 
+    def prepared(self) -> list[dict[str, Any]]:
+        """The CDI specifications that the DRA driver has written, one for each claim of a pod here."""
+        return [json.loads(file.read_text()) for file in (self.folder / "cdi").glob("claim-*.json")]
+
     def break_gpus(self, *uuids: str) -> None:
         """The device plugin reports these GPUs as unhealthy from now on, and all others as healthy."""
         self._broken.write_text("\n".join(uuids))
@@ -177,9 +184,19 @@ class Node:
     def _broken(self) -> Path:
         return self.folder / "broken-gpus"
 
-    def _gpu_flags(self) -> list[str | Path]:
+    def _gpu_driver(self) -> tuple[str, list[str | Path]]:
         place = self.place
-        return [f"-uuids={','.join(place.gpus)}", f"-library={place.nvml}", f"-unhealthy={self._broken}"]
+        flags: list[str | Path] = [f"-uuids={','.join(place.gpus)}", f"-library={place.nvml}"]
+        if not place.claims:
+            return "gpu-device-plugin", [*flags, f"-unhealthy={self._broken}"]
+        user = self.plane.kubeconfig(self.plane.token(f"system:node:{self.name}"))
+        return "gpu-dra-driver", [*flags, f"-node={self.name}", f"-cdi={self.folder / 'cdi'}", f"-kubeconfig={user}"]
+
+    def _offered(self) -> int:
+        if not self.place.claims:
+            return self.allocatable("nvidia.com/gpu")
+        slices = self.plane.admin.items("/apis/resource.k8s.io/v1/resourceslices")
+        return sum(len(one["spec"]["devices"]) for one in slices if one["spec"].get("nodeName") == self.name)
 
     def _unshare(self) -> list[str | Path]:
         lines = ["set -e"]

@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
 from beds import binaries, enclosure
-from beds.chart import Chart
 from beds.cluster import Cluster
 from beds.machines import Machines
 from beds.models import COLUMNS, combined
@@ -33,10 +32,7 @@ def main(mode: str) -> int:
         _say("two nodes, Services, DNS ...")
         with Machines(programs, enclosure.archives(), Path(place) / "bed") as machines:
             _say("helm install ...")
-            chart = Chart(programs["helm"], machines.plane)
-            chart.install()
-            cluster = Cluster(machines.plane, chart, machines.models.url, machines.service_url)
-            _show(_applied(cluster))
+            _show(_applied(Cluster.installed(machines, programs["helm"])))
             if mode == "shell":
                 _shell(machines, programs)
     return 0

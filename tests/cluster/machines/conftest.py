@@ -14,6 +14,9 @@
   pods, `space` has its status. node-2 and node-3 are empty when a test begins, two cores each.
 - `room` (function): a fresh namespace.
 
+Where ENSEMBLES_TEST_KUBECONFIG names a cluster, the chart is installed there and the tests that need `machines` are
+skipped; ENSEMBLES_TEST_OPERATOR_IMAGE and ENSEMBLES_TEST_RUNTIME_IMAGE say which images its nodes can pull.
+
 A test that fails is followed by all that the cluster says.
 """
 
@@ -21,14 +24,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from beds import binaries, enclosure
-from beds.chart import Chart
+from beds.access import Access
+from beds.chart import Chart, images
 from beds.cluster import Cluster
+from beds.foreign import Foreign
 from beds.machines import Machines
 from beds.served import Served
+
+KUBECONFIG = "ENSEMBLES_TEST_KUBECONFIG"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -36,7 +44,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     """After a failure, what the cluster says."""
     report = yield
     cluster = getattr(item, "funcargs", {}).get("cluster")
-    if report.failed and isinstance(cluster, Cluster):
+    if report.failed and report.when != "teardown" and isinstance(cluster, Cluster):
         report.sections.append(("the cluster", cluster.report()))
     return report
 
@@ -44,6 +52,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     """A cluster that all tests of the session share; each takes a namespace of its own and mends what it breaks."""
+    if KUBECONFIG in os.environ:
+        pytest.skip(f"breaks nodes, or says what is on them: not in the cluster that {KUBECONFIG} names")
     if not enclosure.inside():
         why = enclosure.missing() or "real nodes start only in an enclosure: make test-e2e"
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(why)
@@ -53,30 +63,47 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 
 
 @pytest.fixture(scope="session")
-def cluster(machines: Machines) -> Iterator[Cluster]:
-    """The chart in the cluster."""
-    plane = machines.plane
-    chart = Chart(
-        binaries.provide(["helm"], print)["helm"],
-        plane,
-        values={"nodeSelector.kubernetes\\.io/hostname": "node-1"},
-    )
-    chart.install()
-    yield Cluster(plane, chart, machines.models.url, machines.service_url)
-    asked = plane.requests(chart.user)
-    assert asked and not [request for request in asked if request.code == 403]
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foreign | None]:
+    """The user's cluster, where one is named."""
+    if KUBECONFIG not in os.environ:
+        yield None
+        return
+    kubectl = binaries.provide(["kubectl"], print)["kubectl"]
+    with Foreign(kubectl, Path(os.environ[KUBECONFIG]).absolute(), tmp_path_factory.mktemp("foreign")) as plane:
+        yield plane
 
 
 @pytest.fixture(scope="session")
-def serving(cluster: Cluster) -> Served:
+def cluster(request: pytest.FixtureRequest, foreign: Foreign | None) -> Iterator[Cluster]:
+    """The chart in the cluster."""
+    helm = binaries.provide(["helm"], print)["helm"]
+    if foreign is None:
+        machines: Machines = request.getfixturevalue("machines")
+        cluster = Cluster.installed(machines, helm)
+        yield cluster
+        asked = machines.plane.requests(cluster.chart.user)
+        # In a namespace that ends nobody may make anything; that is no lack of rights.
+        assert asked and not [one for one in asked if one.code == 403 and "being terminated" not in one.message]
+        return
+    operator, runtime = (os.environ[f"ENSEMBLES_TEST_{name}_IMAGE"] for name in ("OPERATOR", "RUNTIME"))
+    chart = Chart(helm, foreign, values=images(operator, runtime))
+    chart.install()
+    namespace = foreign.namespace(enforce="restricted")
+    yield Cluster(foreign, chart, foreign.hand_out_models(namespace, runtime), foreign.service_url)
+    foreign.admin.delete(f"/api/v1/namespaces/{namespace}")
+
+
+@pytest.fixture(scope="session")
+def serving(cluster: Cluster, foreign: Foreign | None) -> Iterator[Served]:
     """An ensemble that is ready."""
-    placement = {"nodeSelector": {"kubernetes.io/hostname": "node-1"}}
+    placement = {} if foreign else {"nodeSelector": {"kubernetes.io/hostname": "node-1"}}
     namespace = cluster.plane.namespace(enforce="restricted")
     ensemble = Served(cluster, namespace, "serving", devices={"kinds": ["CPU"], "max": 1}, placement=placement)
     ensemble.profiles()
     ensemble.apply()
     ensemble.wait()
-    return ensemble
+    yield ensemble
+    cluster.plane.admin.delete(f"/api/v1/namespaces/{namespace}")
 
 
 @pytest.fixture
@@ -97,8 +124,9 @@ def served(cluster: Cluster, room: str) -> Iterator[Callable[..., Served]]:
 
 
 @pytest.fixture
-def room(machines: Machines) -> Iterator[str]:
+def room(request: pytest.FixtureRequest, foreign: Foreign | None) -> Iterator[str]:
     """A fresh namespace that enforces restricted pod security."""
-    name = machines.plane.namespace(enforce="restricted")
+    plane: Access = foreign or request.getfixturevalue("machines").plane
+    name = plane.namespace(enforce="restricted")
     yield name
-    machines.plane.admin.delete(f"/api/v1/namespaces/{name}")
+    plane.admin.delete(f"/api/v1/namespaces/{name}")

@@ -35,7 +35,7 @@ def gpus(node: str, count: int, type_: str = "big", gib: int = 40) -> tuple[Devi
 
 def node(name: str, count: int = 0, type_: str = "big", gib: int = 40, cores: int = 0, **more: Any) -> Node:
     cpu = {"cpu_millis": cores * 1000, "cpu_free_millis": cores * 1000}
-    memory = {"memory_bytes": cores * 4 * GIB, "memory_free_bytes": cores * 4 * GIB}
+    memory = dict.fromkeys(("memory_bytes", "memory_free_bytes"), int(cores * 5.4 * GIB))  # 4 GiB come with one core
     return Node(name, more.pop("ready", True), devices=gpus(name, count, type_, gib), **cpu, **memory, **more)
 
 
@@ -339,6 +339,12 @@ def test_pods_need_room_besides_their_devices() -> None:
     for cores, served in ((3, [1, 0]), (4, [1, 1])):
         two = allot([greedy, dataclasses.replace(greedy, key="x/b")], cluster(node("a", 0, cores=cores)), solve)
         assert [len(two.grants[key].plans) for key in ("x/a", "x/b")] == served
+
+
+def test_a_node_gives_away_its_last_core() -> None:
+    request = want("x/a", 4, 4, types=("cpu-1",), pod_bytes=GIB)
+    found = allot([request], cluster(node("a", 0, cores=2)), solve)
+    assert used(found, "x/a") == {("a", "cpu0"), ("a", "cpu1")}
 
 
 def test_strict_pinning_takes_only_devices_that_can_be_asked_for() -> None:
