@@ -16,7 +16,6 @@ from common import Effort, Report, main, progress
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cluster"))
 
 from beds import binaries, enclosure
-from beds.chart import Chart
 from beds.cluster import Cluster
 from beds.machines import GRACE_SECONDS, Machines
 from beds.processes import wait_for
@@ -31,9 +30,7 @@ def benchmark(effort: Effort) -> Report:
         tempfile.TemporaryDirectory() as folder,
         Machines(programs, enclosure.archives(), Path(folder) / "bed", count=3) as machines,
     ):
-        chart = Chart(programs["helm"], machines.plane, values={"nodeSelector.kubernetes\\.io/hostname": "node-1"})
-        chart.install()
-        cluster = Cluster(machines.plane, chart, machines.models.url, machines.service_url)
+        cluster = Cluster.installed(machines, programs["helm"])
         devices = machines.whole_nodes()
         only = Served(cluster, "default", "only", 3, devices=devices)
         only.profiles(f"cpu-{devices['cpuCoresPerDevice']}")

@@ -63,7 +63,8 @@ def test_a_pod_sees_its_own_gpu_and_another_takes_its_place_when_that_breaks(mac
         wait_for(lambda: node.allocatable("nvidia.com/gpu") == 2, "both GPUs back")
 
 
-def test_priority_takes_gpus_the_loser_says_so_and_gets_them_back(served: Make) -> None:
+def test_priority_takes_gpus_the_loser_says_so_and_gets_them_back(machines: Machines, served: Make) -> None:
+    assert len(machines.nodes[NODE].place.gpus) == 2
     first = on_gpus(served, "first", replicas=2)
     given(first, 2)
     late = on_gpus(served, "late")

@@ -60,8 +60,11 @@ def test_an_image_that_cannot_be_pulled_is_told_at_once(
     assert not load.failures, load.summary()
 
 
-def test_a_model_that_cannot_be_pulled_is_told_at_once(serving: Served, served: Callable[..., Served]) -> None:
+def test_a_model_that_cannot_be_pulled_is_told_at_once(
+    machines: Machines, serving: Served, served: Callable[..., Served]
+) -> None:
     """One that is known, and gone from where it was; and one that is not known yet, and is another than was pinned."""
+    assert {"node-2", "node-3"} < machines.nodes.keys()
     with serving.load() as load:
         gone, other = on_node(served, "node-2", "gone"), on_node(served, "node-3", "other")
         right = {one.name: with_model(one) for one in (gone, other)}
