@@ -6,11 +6,13 @@ import os
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import numpy as np
+from bare_members import BareMembers, bare_members, loaders
 from common import Effort, Report, cores, main, progress, verdict
 from configurations import core_device
 from load import infer, throughput
@@ -30,6 +32,8 @@ WIDTHS = (8, 12, 18, 26, 36)
 SIZES = (1, 2, 4, 8, 16)
 ROWS, CONNECTIONS = 8, 16
 WARM = 1.5
+BARE_BATCH, BARE_ROWS, BARE_SECONDS = 8, 256, 0.5
+"""Of the models run bare, to see how fast the machine is."""
 DISTURBED, REPEATS = 0.03, 10
 """A run is repeated if others take more of the machine than this; so many repeats in all."""
 SUBSETS = ((0, 1, 2, 3, 4), (2, 3, 4), (0, 4), (3,))
@@ -41,69 +45,101 @@ Batches = tuple[tuple[int, ...], ...]
 
 
 def prediction(effort: Effort) -> Report:
-    """The relative error of every plan, served with either hosting, and without the pair factors."""
+    """The relative error of every plan, served with either hosting: as predicted, and at the machine's speed then."""
+    plain: dict[Hosting, list[float]] = {hosting: [] for hosting in Hosting}
     errors: dict[Hosting, list[float]] = {hosting: [] for hosting in Hosting}
+    speeds: list[float] = []
     spare = iter(range(REPEATS))
+    pool = np.random.default_rng(1).random((BARE_ROWS, *IMAGE_INPUT.shape), dtype=np.float32)
     with tempfile.TemporaryDirectory() as folder:
         paths = convolutional(Path(folder), WIDTHS)
         members = [member(path) for path in paths]
         devices = [core_device(core) for core in cores()]
         profiles, factors = _costs(members, devices[0])
         rows = []
-        for name, problem, batches in _plans(members, devices, profiles, factors):
-            predicted = _rate(problem, batches)
-            blind = _rate(Problem(problem.devices, problem.members), batches)
-            config = _configuration(members, devices, problem, batches, predicted)
-            matrix = "; ".join(" ".join(map(str, row)) for row in batches)
-            row = [name, matrix, f"{predicted:.1f}"]
-            for hosting in Hosting:
-                reached = _measured(config.model_copy(update={"serving": Serving(hosting=hosting)}), effort, spare)
-                progress(f"{name}, {hosting}: predicted {predicted:.1f}, measured {reached:.1f} rows/s")
-                errors[hosting].append(abs(predicted / reached - 1))
-                row += [f"{reached:.1f}", f"{predicted / reached - 1:+.1%}"]
-            rows.append([*row, f"{predicted / blind:.3f}"])
+        with bare_members(paths, loaders(IMAGE_INPUT)["the runtime's"], pool, cores()) as bare:
+            machine = _Machine(bare, [profiles[m.name] for m in members])
+            for name, problem, batches in _plans(members, devices, profiles, factors):
+                predicted = _rate(problem, batches)
+                config = _configuration(members, devices, problem, batches, predicted)
+                row = [name, "; ".join(" ".join(map(str, row)) for row in batches), f"{predicted:.1f}"]
+                for hosting in Hosting:
+                    served = config.model_copy(update={"serving": Serving(hosting=hosting)})
+                    reached, speed = _measured(served, effort, spare, machine)
+                    speeds.append(speed)
+                    plain[hosting].append(predicted / reached - 1)
+                    errors[hosting].append(predicted * speed / reached - 1)
+                    row += [
+                        f"{reached:.1f}",
+                        f"{plain[hosting][-1]:+.1%}",
+                        f"{speed:.2f}",
+                        f"{errors[hosting][-1]:+.1%}",
+                    ]
+                progress("; ".join(row))
+                rows.append(row)
     for label, figure, aim in (("median of the errors", median, MEDIAN), ("worst error", max, WORST)):
         row = [label, "", ""]
         for hosting in Hosting:
-            value = figure(errors[hosting])
-            row += ["", f"{value:.1%} ({verdict(value, aim, at_most=True)})"]
-        rows.append([*row, ""])
+            both = (figure(map(abs, found[hosting])) for found in (plain, errors))
+            before, after = (f"{value:.1%} ({verdict(value, aim, at_most=True)})" for value in both)
+            row += ["", before, "", after]
+        rows.append(row)
     return Report(
         f"Plans of TorchScript CNNs on 3 x 64 x 64 images (widths {', '.join(map(str, WIDTHS))}) on {len(devices)} "
         f"devices of one core each, predicted from profiles (of two measurements the quicker) and pair factors "
         f"({min(factors.values()):.2f} to {max(factors.values()):.2f}, at the middle batch size) measured just before; "
         f"matrices are devices; members, 0 = no cell. Requests of {ROWS} rows, {CONNECTIONS} connections, client on "
         f"the same cores; answers within {effort.seconds:g} s after {WARM:g} s of warm-up. Where other processes took "
-        f"more than {DISTURBED:.0%} of the machine meanwhile, the run was repeated ({REPEATS} repeats at the most).",
+        f"more than {DISTURBED:.0%} of the machine meanwhile, the run was repeated ({REPEATS} repeats at the most). "
+        f"Speed is what the machine had for the server then, as a share of what the profiles say: the models run bare, "
+        f"in turn, on all cores at once just before and just after (profiles are of one core at a time, and the "
+        f"machine's speed drifts), less the time that the client took; it was {min(speeds):.2f} to {max(speeds):.2f}.",
         [
             "plan",
             "matrix",
             "predicted rows/s",
-            *(title for h in Hosting for title in (f"measured, {h}", "error")),
-            "effect of the pair factors",
+            *(title for h in Hosting for title in (f"measured, {h}", "error", "speed", "error at that speed")),
         ],
         rows,
     )
 
 
-def _measured(config: RuntimeConfig, effort: Effort, spare: Iterator[int]) -> float:
-    """Rows per second of the live runtime; measured again where others disturbed it and a repeat is left."""
+@dataclass(frozen=True)
+class _Machine:
+    """What the machine can do at the moment, beside what it could when the profiles were made."""
+
+    bare: BareMembers
+    profiles: Sequence[Profile]
+
+    def speed(self) -> float:
+        """Rows/s of all models run bare on all cores, over what their profiles promise."""
+        found = self.bare.rows_per_second([BARE_BATCH] * len(self.profiles), BARE_SECONDS)
+        seconds = sum(point.seconds for x in self.profiles if (point := x.at(BARE_BATCH)))
+        return found * seconds / (len(cores()) * BARE_BATCH)
+
+
+def _measured(config: RuntimeConfig, effort: Effort, spare: Iterator[int], machine: _Machine) -> tuple[float, float]:
+    """Rows per second of the live runtime, and the machine's speed; again where others disturbed it and may be."""
     body = np.random.default_rng(0).random((ROWS, *IMAGE_INPUT.shape), dtype=np.float32)
     with runtime(config) as (base, _):
         run = throughput(infer(base, config.name, body), CONNECTIONS, effort.seconds, WARM)
-        tries = [_beside_others(run, base)]
+        tries = [_beside_others(run, base, machine)]
         while min(tries)[0] > DISTURBED and next(spare, None) is not None:
             progress(f"others took {tries[-1][0]:.1%} of the machine: once more")
-            tries.append(_beside_others(run, base))
-        return ROWS * min(tries)[1]
+            tries.append(_beside_others(run, base, machine))
+        _, figure, speed = min(tries)
+        return ROWS * figure, speed
 
 
-def _beside_others(run: Callable[[], float], base: str) -> tuple[float, float]:
-    """The share of the machine's time that went to processes other than the server and its client; and the figure."""
-    (used, passed), own = _machine_seconds(), _own_seconds(base)
+def _beside_others(run: Callable[[], float], base: str, machine: _Machine) -> tuple[float, float, float]:
+    """The share of the machine's time that went to others than server and client; the figure; the machine's speed."""
+    before = machine.speed()
+    (used, passed), own, client = _machine_seconds(), _own_seconds(base), _client_seconds()
     figure = run()
     then_used, then_passed = _machine_seconds()
-    return (then_used - used - (_own_seconds(base) - own)) / (then_passed - passed), figure
+    lasted, clients = then_passed - passed, _client_seconds() - client
+    others = then_used - used - (_own_seconds(base) - own) - clients
+    return others / lasted, figure, mean((before, machine.speed())) * (1 - clients / lasted)
 
 
 def _machine_seconds() -> tuple[float, float]:
@@ -113,12 +149,16 @@ def _machine_seconds() -> tuple[float, float]:
 
 
 def _own_seconds(base: str) -> float:
-    """Processor seconds of the server's processes, and of the clients that have ended."""
+    """Processor seconds of the server's processes."""
     with urllib.request.urlopen(f"{base}/metrics") as answer:
         lines = answer.read().decode().splitlines()
-    served = sum(float(line.split()[-1]) for line in lines if line.startswith("ensemble_process_cpu_seconds_total"))
-    clients = os.times()
-    return served + clients.children_user + clients.children_system
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("ensemble_process_cpu_seconds_total"))
+
+
+def _client_seconds() -> float:
+    """Processor seconds of the clients that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def _costs(members: Sequence[Member], device: Device) -> tuple[dict[str, Profile], dict[tuple[str, str, str], float]]:
