@@ -114,6 +114,22 @@ class Kube:
             raise
         return any(entry["name"] == resource.plural for entry in found.get("resources", ()))
 
+    async def schemas(self, resource: Resource) -> dict[str, Body]:
+        """The OpenAPI schemas of a kind's group and version, by kind; none until the API server publishes them.
+
+        Raises:
+            KubeError: It does not say.
+        """
+        try:
+            prefix = resource.path().rsplit("/", 1)[0]
+            document = await self._request("discover", "GET", resource, f"/openapi/v3{prefix}")
+        except KubeError as error:
+            if error.status == _NOT_FOUND:
+                return {}
+            raise
+        found = document.get("components", {}).get("schemas", {})
+        return {name.rsplit(".", 1)[-1]: schema for name, schema in found.items()}
+
     async def get(self, resource: Resource, namespace: str, name: str) -> Body | None:
         """One object, or None where there is none."""
         return await self._unless_gone("get", "GET", resource, resource.path(namespace, name))

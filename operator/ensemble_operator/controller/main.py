@@ -22,6 +22,7 @@ from ensemble_operator.controller.kube import Kube, connected
 from ensemble_operator.controller.loop import Loop
 from ensemble_operator.controller.metrics import Metrics
 from ensemble_operator.controller.observer import Observer
+from ensemble_operator.controller.outdated import watch_schemas
 from ensemble_operator.controller.resources import (
     BUDGETS,
     CLAIMS,
@@ -88,6 +89,7 @@ async def run(settings: Settings) -> None:
                 ),
                 loop.run(),
                 Observer(cache, loop.saw).run(),
+                watch_schemas(kube, metrics),
             )
         finally:
             worker.close()

@@ -42,6 +42,9 @@ class Metrics:
         self.last_cycle = Gauge(
             named("last_cycle_timestamp_seconds"), "When the last cycle ended", registry=self.registry
         )
+        self.outdated = Gauge(
+            named("crd_missing_fields"), "Fields that the API server's CRDs lack", registry=self.registry
+        )
         self._devices = Gauge(
             named("devices"),
             "Devices that ensembles may use, by type and use",
