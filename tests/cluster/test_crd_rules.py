@@ -185,5 +185,5 @@ def test_a_profile_stays_a_profile_of_the_same(control_plane: ControlPlane, name
     for change in ({"model": {"sha256": "f" * 64}}, {"deviceType": "cpu-2"}, {"precision": "FP16"}):
         with pytest.raises(ApiError, match="cannot change"):
             admin.merge(path, {"spec": change})
-    corrected = [{**points[0], "seconds": 0.02}]
+    corrected = [{**points[0], "seconds": 0.02, "secondMemoryMib": 0}]
     assert admin.merge(path, {"spec": {"points": corrected}})["spec"]["points"] == corrected

@@ -102,6 +102,9 @@ class Kwok:
             "startedAt": now,
             "finishedAt": now,
         }
+        path = f"/api/v1/namespaces/{pod['metadata']['namespace']}/pods/{pod['metadata']['name']}"
+        # Before KWOK has started it, what is written here would be written over.
+        wait_for(lambda: "podIP" in self.plane.admin.get(path)["status"], "the pod started")
         phase = "Failed" if exit_code else "Succeeded"
         unready = [{"type": kind, "status": "False"} for kind in ("Ready", "ContainersReady")]
         self._pod_status(pod, {"phase": phase, "conditions": unready}, {"terminated": ended}, restarts=0)
