@@ -50,7 +50,9 @@ class Client:
         """
         where = urlsplit(self.url)
         connection = self._connection(where.scheme, where.netloc)
-        headers = {"Authorization": f"Bearer {self.token}", "Accept": "application/json", "Content-Type": media}
+        headers = {"Accept": "application/json", "Content-Type": media}
+        if self.token:  # else `kubectl proxy` signs in, unless a request seems to do so itself
+            headers["Authorization"] = f"Bearer {self.token}"
         terms = urlencode(
             {key: str(value).lower() if isinstance(value, bool) else value for key, value in query.items()}
         )
