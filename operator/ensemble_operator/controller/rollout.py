@@ -140,12 +140,15 @@ def _belongs(pod: RunningPod, want: WantedSet) -> bool:
 
 
 def _serving(wanted: Sequence[WantedSet], pods: Sequence[RunningPod]) -> str | None:
-    """The revision with the most ready copies; of equals the wanted one."""
+    """The revision with the most ready copies; where none is, of those that answer still as they leave.
+
+    Of equals the wanted one. A Service leads to pods that leave only while it has no others.
+    """
     if not wanted:
         return None
+    answering = [pod for pod in pods if pod.head and pod.ready]
     ready: dict[str, set[int]] = defaultdict(set)
-    for pod in pods:
-        if pod.head and _ready(pod):
-            ready[pod.revision].add(pod.copy)
+    for pod in [pod for pod in answering if not pod.deleting] or answering:
+        ready[pod.revision].add(pod.copy)
     newest = wanted[0].revision
     return max({newest, *ready}, key=lambda r: (len(ready[r]), r == newest, r))

@@ -133,12 +133,7 @@ def _store(source: ModelSource, cache: Path, progress: Progress | None, max_byte
                 Path(partial.name).unlink(missing_ok=True)
                 raise
     except OSError as error:
-        advice = (
-            "make room in the cache"
-            if error.errno == errno.ENOSPC
-            else "check the address, the network and the cache folder"
-        )
-        raise ModelUnavailableError(f"model {where}: {_reason(error)}; {advice}") from error
+        raise ModelUnavailableError(f"model {where}: {_reason(error)}; {_advice(error)}") from error
     return FetchedModel(entry, digest, size, held)
 
 
@@ -287,7 +282,19 @@ def _reason(error: OSError) -> str:
         return _line(error.reason)
     if isinstance(error, TimeoutError):
         return f"timed out, nothing came for {SILENCE_SECONDS:g} s"
-    return error.strerror or type(error).__name__
+    return error.strerror or _STORES.get(type(error)) or type(error).__name__
+
+
+def _advice(error: OSError) -> str:
+    if error.errno == errno.ENOSPC:
+        return "make room in the cache"
+    if isinstance(error, PermissionError) and error.errno is None:  # what the disk refuses has a number
+        return "check the credentials, and what they may read"
+    return "check the address, the network and the cache folder"
+
+
+_STORES: dict[type, str] = {PermissionError: "the store refuses it", FileNotFoundError: "the store has no such file"}
+"""What stores' own errors mean, which have no number."""
 
 
 def _line(reason: object) -> str:

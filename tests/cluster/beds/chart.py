@@ -27,11 +27,13 @@ class Chart:
         namespace: str = NAMESPACE,
         release: str = RELEASE,
         values: Mapping[str, str] | None = None,
+        flags: Sequence[str] = (),
     ) -> None:
-        """Nothing is installed yet; `values` are those of every `install`."""
+        """Nothing is installed yet; `values` and `flags` are those of every `install`."""
         self._helm = helm
         self._plane = plane
         self._values = values or {}
+        self._flags = flags
         self.namespace = namespace
         self.release = release
 
@@ -41,7 +43,7 @@ class Chart:
         settings = [part for key, value in pairs.items() for part in ("--set-string", f"{key}={value}")]
         where = ["--install", "--create-namespace", self.release, str(CHART)]
         try:
-            return self.helm("upgrade", *where, "--wait", "--timeout", "180s", *settings, *flags)
+            return self.helm("upgrade", *where, "--wait", "--timeout", "180s", *settings, *self._flags, *flags)
         except subprocess.CalledProcessError as error:
             raise StartError(f"{error.stderr}\n{self.operator()}") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,13 @@ from beds.access import Access
 from beds.chart import Chart
 from beds.machines import Machines
 
+OPERATORS = "operators"
+"""Label of the nodes that the operator's pod may be on."""
+# A node that is not heard of keeps the operator for two seconds, and not for the chart's thirty.
+TOLERATIONS = [
+    {"key": f"node.kubernetes.io/{state}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 2}
+    for state in ("unreachable", "not-ready")
+]
 OURS = ("-l", "app.kubernetes.io/part-of=ensembles")
 
 
@@ -34,7 +42,10 @@ class Cluster:
     @classmethod
     def installed(cls, machines: Machines, helm: Path) -> Self:
         """The chart in the bed's machines; the operator is a pod on node-1."""
-        chart = Chart(helm, machines.plane, values={"nodeSelector.kubernetes\\.io/hostname": "node-1"})
+        machines.plane.kubectl("label", "node", "node-1", f"{OPERATORS}=yes")
+        selector = {f"nodeSelector.{OPERATORS}": "yes"}
+        tolerations = ("--set-json", f"tolerations={json.dumps(TOLERATIONS)}")
+        chart = Chart(helm, machines.plane, values=selector, flags=tolerations)
         chart.install()
         return cls(machines.plane, chart, machines.models.url, machines.service_url)
 

@@ -21,6 +21,8 @@ from beds.processes import Program
 API_ADDRESS = "198.18.0.1"
 DNS_ADDRESS = "198.18.0.10"
 MODELS_ADDRESS = "198.18.0.20"
+OUTSIDE_ADDRESS = "198.18.0.30"
+"""Of whatever a test lets pods, and the API server, reach outside of the cluster."""
 SERVICES = "10.96.0.0/16"
 PODS = "10.244.0.0/16"
 PROXY, DNS = "system:kube-proxy", "bed:dns"
@@ -28,11 +30,12 @@ PROXY_HEALTH = "127.0.0.1:10256"
 MOST_NODES = 8
 NVML_STUB = Path(__file__).parents[2] / "unit" / "devices" / "stub_nvml.c"
 GRACE_SECONDS = 6
-# Lost nodes are noticed within seconds; the 50 s that are the default are for networks that hiccup.
-MONITORING = (
+CONTROLLERS = (
+    # Lost nodes are noticed within seconds; the 50 s that are the default are for networks that hiccup.
     "--node-monitor-period=1s",
     f"--node-monitor-grace-period={GRACE_SECONDS}s",
     "--node-startup-grace-period=30s",
+    "--horizontal-pod-autoscaler-sync-period=1s",
 )
 
 
@@ -59,7 +62,7 @@ class Machines:
         users = {f"system:node:node-{i}": ("system:nodes",) for i in range(1, MOST_NODES + 1)}
         # CoreDNS reads what an administrator may read; its own Role would test CoreDNS, not this project.
         users |= {PROXY: (), DNS: ("system:masters",)}
-        options = Options(address=API_ADDRESS, services=SERVICES, users=users, controllers=MONITORING)
+        options = Options(address=API_ADDRESS, services=SERVICES, users=users, controllers=CONTROLLERS)
         self._count = count
         self._made = 0
         self._gpus = gpus
@@ -145,11 +148,14 @@ class Machines:
         subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, str(NVML_STUB)], check=True)
 
     def _network(self) -> None:
-        for address in (API_ADDRESS, DNS_ADDRESS, MODELS_ADDRESS):
+        for address in (API_ADDRESS, DNS_ADDRESS, MODELS_ADDRESS, OUTSIDE_ADDRESS):
             _address(address)
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-        # Without a route of its own, a local client of a ClusterIP would have no source address.
-        _ip("route", "replace", SERVICES, "dev", "lo", "src", API_ADDRESS)
+        # Without a route of its own, a local client of a ClusterIP would have no source address; and from `lo` nobody
+        # would hear that a connection to a Service without pods is refused.
+        _ip("link", "add", "services", "type", "bridge")
+        _ip("link", "set", "services", "up")
+        _ip("route", "replace", SERVICES, "dev", "services", "src", API_ADDRESS)
 
     def _programs(self) -> tuple[Program, Program]:
         flags = [

@@ -23,10 +23,17 @@ BATCH_SIZES = (1, 8, 32)
 
 @dataclass(frozen=True)
 class Classifier:
-    """A linear map and a softmax, which numpy can compute as well."""
+    """A linear map and a softmax, which numpy can compute as well.
+
+    Attributes:
+        name: Of the file.
+        weights: Of the linear map.
+        padding: Bytes that the file is larger than it had to be.
+    """
 
     name: str
     weights: NDArray[np.float32]
+    padding: int = 0
 
     def predict(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """What the model puts out for these rows."""
@@ -49,7 +56,8 @@ class Classifier:
             [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", CLASSES])],
             [numpy_helper.from_array(self.weights, "weights")],
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        opsets = [helper.make_opsetid("", 17)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=8, doc_string="." * self.padding)
         content: bytes = model.SerializeToString()
         return content
 
@@ -59,15 +67,16 @@ class Classifier:
         return hashlib.sha256(self.content).hexdigest()
 
 
-def _classifiers(count: int) -> tuple[Classifier, ...]:
-    random = np.random.default_rng(7)
-    return tuple(
-        Classifier(f"net-{i}", random.normal(size=(COLUMNS, CLASSES)).astype(np.float32)) for i in range(count)
-    )
+def _classifiers(kind: str, count: int, seed: int, padding: int = 0) -> tuple[Classifier, ...]:
+    random = np.random.default_rng(seed)
+    weights = (random.normal(size=(COLUMNS, CLASSES)).astype(np.float32) for _ in range(count))
+    return tuple(Classifier(f"{kind}-{i}", each, padding) for i, each in enumerate(weights))
 
 
-CLASSIFIERS = _classifiers(8)
+CLASSIFIERS = _classifiers("net", 8, seed=7)
 """The same ones every time."""
+LARGE = _classifiers("large", 3, seed=8, padding=600 * 2**10)
+"""Files of which one fits into a MiB."""
 
 
 class ModelServer:
@@ -115,9 +124,11 @@ def member(url: str, one: Classifier, **fields: object) -> Manifest:
     return {"name": one.name, "model": model, "batchSizes": list(BATCH_SIZES), **fields}
 
 
-def profile(one: Classifier, namespace: str, device_type: str = "cpu-1", *, memory_mib: float = 128) -> Manifest:
+def profile(
+    one: Classifier, namespace: str, device_type: str = "cpu-1", *, memory_mib: float = 128, seconds: float = 1e-4
+) -> Manifest:
     """What a classifier costs, so that nothing has to be measured."""
-    points = [{"batchSize": size, "seconds": 1e-4 * size**0.5, "memoryMib": memory_mib} for size in BATCH_SIZES]
+    points = [{"batchSize": size, "seconds": seconds * size**0.5, "memoryMib": memory_mib} for size in BATCH_SIZES]
     return {
         "apiVersion": "ensembles.dev/v1alpha1",
         "kind": "ModelProfile",
@@ -128,7 +139,7 @@ def profile(one: Classifier, namespace: str, device_type: str = "cpu-1", *, memo
 
 def combined(spec: Mapping[str, Any], rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """What an ensemble of classifiers answers, by numpy alone; rules Mean and WeightedMean."""
-    by_digest = {one.digest: one for one in CLASSIFIERS}
+    by_digest = {one.digest: one for one in (*CLASSIFIERS, *LARGE)}
     members, rule = spec["members"], spec["combination"]["rule"]
     assert rule in ("Mean", "WeightedMean"), rule
     weights = [one.get("weight", 1.0) if rule == "WeightedMean" else 1.0 for one in members]

@@ -21,8 +21,8 @@ from beds.processes import Program, StartError, wait_for
 from beds.silence import fall_silent, speak_again
 
 CGROUPS = Path("/sys/fs/cgroup")
-# Where kubelets, CNI and containerd keep what must be one node's alone, whatever their flags say.
-PRIVATE = ("/var/lib/kubelet", "/var/log", "/var/lib/cni", "/run/netns", "/run/containerd")
+# Where kubelets, CNI and containerd keep what must be one node's alone, whatever their flags say; and hostPath volumes.
+PRIVATE = ("/var/lib/kubelet", "/var/log", "/var/lib/cni", "/run/netns", "/run/containerd", "/var/lib/ensembles")
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,11 @@ class Node:
         """The device plugin reports these GPUs as unhealthy from now on, and all others as healthy."""
         self._broken.write_text("\n".join(uuids))
 
+    def private(self, path: Path) -> Path:
+        """Where a path below one of `PRIVATE`, as the node has it, is for all others."""
+        (target,) = (target for target in PRIVATE if path.is_relative_to(target))
+        return self._own(target) / path.relative_to(target)
+
     def within(self, *command: str | Path) -> list[str]:
         """A command line that runs in the node's mount namespace."""
         return ["nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", "--", *map(str, command)]
@@ -201,10 +206,13 @@ class Node:
     def _unshare(self) -> list[str | Path]:
         lines = ["set -e"]
         for target in PRIVATE:
-            own = self.folder / "mounts" / target.strip("/").replace("/", "-")
+            own = self._own(target)
             lines.append(f"mkdir -p {target} {own}; mount --bind {own} {target}")
         lines.append(f"echo $$ > {self.folder}/mounted.new; mv {self.folder}/mounted.new {self.folder}/mounted")
         return ["unshare", "--mount", "sh", "-c", "; ".join(lines) + "; exec sleep infinity"]
+
+    def _own(self, target: str) -> Path:
+        return self.folder / "mounts" / target.strip("/").replace("/", "-")
 
     def _containerd_ready(self) -> bool:
         return (

@@ -11,7 +11,7 @@ import tritonclient.http
 
 from beds.cluster import Cluster
 from beds.load import Load, Rows
-from beds.models import CLASSIFIERS, combined, ensemble, profile
+from beds.models import CLASSIFIERS, LARGE, combined, ensemble, profile
 from beds.operating import Space
 from beds.processes import wait_for
 
@@ -36,7 +36,7 @@ class Served:
 
     def profiles(self, device_type: str = "cpu-1", **costs: float) -> None:
         """Write profiles of all classifiers, so that nothing is measured."""
-        documents = [profile(one, self.space.namespace, device_type, **costs) for one in CLASSIFIERS]
+        documents = [profile(one, self.space.namespace, device_type, **costs) for one in (*CLASSIFIERS, *LARGE)]
         self._kubectl("apply", "-f", "-", manifests=documents)
 
     def apply(self, **spec: Any) -> None:

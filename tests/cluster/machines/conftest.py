@@ -8,6 +8,7 @@
   `.plane`, `.chart` (`install()` again, with other values, is an upgrade), `.models` for `beds.models.ensemble`.
   At the end of the session nothing that the operator has asked for may have been forbidden.
 - `serving` (session): an ensemble of three classifiers on the free core of node-1, ready. It stays as it is.
+- `pair` (module): two copies of two classifiers, on all cores of node-2 and of node-3: nothing else has room there.
 - `served` (function): makes more of them: `served("name", members=2, devices={...})`, in a fresh namespace that has
   their profiles, deleted afterwards. `apply(**spec)` applies and edits, `wait()` waits until it is ready,
   `predict(rows)` asks through the Service, `load()` is a steady load whose every answer is checked, `pods()` are its
@@ -104,6 +105,19 @@ def serving(cluster: Cluster, foreign: Foreign | None) -> Iterator[Served]:
     ensemble.wait()
     yield ensemble
     cluster.plane.admin.delete(f"/api/v1/namespaces/{namespace}")
+
+
+@pytest.fixture(scope="module")
+def pair(machines: Machines, cluster: Cluster) -> Iterator[Served]:
+    """Two copies, on node-2 and node-3."""
+    namespace, devices = machines.plane.namespace(enforce="restricted"), machines.whole_nodes()
+    ensemble = Served(cluster, namespace, "pair", 2, devices=devices, replicas=2)
+    ensemble.profiles(f"cpu-{devices['cpuCoresPerDevice']}")
+    ensemble.apply()
+    ensemble.has(2)
+    assert {pod["spec"]["nodeName"] for pod in ensemble.pods()} == {"node-2", "node-3"}
+    yield ensemble
+    ensemble.delete()
 
 
 @pytest.fixture

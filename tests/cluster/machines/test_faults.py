@@ -5,39 +5,15 @@ from __future__ import annotations
 import os
 import re
 import signal
-import urllib.request
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from beds.cluster import Cluster
 from beds.machines import Machines
 from beds.processes import wait_for
+from beds.scraping import samples
 from beds.served import Served
 
 pytestmark = pytest.mark.timeout(600)  # the first test brings the cluster up
-Pod = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def pair(machines: Machines, cluster: Cluster) -> Iterator[Served]:
-    """Two copies, on node-2 and node-3."""
-    namespace, devices = machines.plane.namespace(enforce="restricted"), machines.whole_nodes()
-    ensemble = Served(cluster, namespace, "pair", 2, devices=devices, replicas=2)
-    ensemble.profiles(f"cpu-{devices['cpuCoresPerDevice']}")
-    ensemble.apply()
-    ensemble.has(2)
-    assert {pod["spec"]["nodeName"] for pod in ensemble.pods()} == {"node-2", "node-3"}
-    yield ensemble
-    ensemble.delete()
-
-
-def samples(pod: Pod, metric: str) -> list[tuple[str, float]]:
-    """Labels and values of a metric of a pod."""
-    with urllib.request.urlopen(f"http://{pod['status']['podIP']}:8000/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    return [(labels, float(value)) for labels, value in re.findall(rf"^{metric}{{(.*)}} (\S+)$", text, re.MULTILINE)]
 
 
 def test_a_killed_process_fails_no_request(machines: Machines, pair: Served) -> None:

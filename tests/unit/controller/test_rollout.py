@@ -204,6 +204,15 @@ def test_the_service_does_not_wait_for_a_copy_whose_devices_the_old_one_holds():
     assert removed(now) == list(old[0].pods)
 
 
+def test_the_service_leads_to_pods_that_leave_until_others_serve_or_they_are_gone():
+    old, new = wanted(plan="a"), wanted(plan="b", revision="s")
+    leaving = pods(old, deleting=True)
+
+    assert steps([new], leaving, RECREATE).serving == "r"
+    assert steps([new], leaving + pods(new), RECREATE).serving == "s"
+    assert steps([new], pods(old, deleting=True, ready=False), RECREATE).serving == "s"
+
+
 def test_without_room_it_says_what_has_to_go_first():
     old, new = wanted(plan="a"), wanted(plan="b", revision="s")
 

@@ -3,8 +3,9 @@
    STUB_NVML_GPUS   how many GPUs there are (default 3)
    STUB_NVML_MIG    1: the third GPU is in MIG mode, with instances in slots 0 and 2
    STUB_NVML_FAIL   function=code: that function answers this NVML error
-   STUB_NVML_UUIDS  instead of the three: GPUs with these UUIDs, separated by commas, all like the first; a container of
-                    the tests' device plugin sees those that it got
+   STUB_NVML_UUIDS  instead of the three: GPUs with these UUIDs, separated by commas, all of the first one's kind and
+                    with nothing on them but what a driver keeps for itself; a container of the tests' device plugin
+                    sees those that it got
 */
 #include <stdio.h>
 #include <stdlib.h>
@@ -33,7 +34,7 @@ static struct device instances[] = {
     {"MIG-22222222-0000-0000-0000-000000000004", "NVIDIA H100 80GB HBM3 MIG 3g.40gb", "", 40192 * MIB, 40000 * MIB},
 };
 
-enum { MOST = 16 };
+enum { MOST = 16, KEPT_MIB = 572 };
 static struct device chosen[MOST];
 static char uuids[1024], buses[MOST][24];
 
@@ -45,7 +46,7 @@ static unsigned choose(void) {
     for (char *uuid = strtok(uuids, ","); uuid && count < MOST; uuid = strtok(NULL, ",")) {
         const char *dash = strrchr(uuid, '-');
         snprintf(buses[count], sizeof buses[count], "00000000:%02X:00.0", 16 + (dash ? atoi(dash + 1) % 200 : 0));
-        chosen[count] = (struct device){uuid, gpus[0].name, buses[count], gpus[0].total, gpus[0].free_};
+        chosen[count] = (struct device){uuid, gpus[0].name, buses[count], gpus[0].total, gpus[0].total - KEPT_MIB * MIB};
         count++;
     }
     return count;
