@@ -27,19 +27,17 @@ def test_a_drained_node_fails_no_request_though_both_copies_are_there(
 ) -> None:
     """The budget lets the second copy go only when the first serves elsewhere."""
     two, plane = served("two", devices=ONE_CORE, replicas=2), machines.plane
-    two.apply()
-    two.has(2)
-    assert nodes(two) == ["node-2", "node-3"]
+    plane.kubectl("cordon", "node-2")
     try:
+        two.apply()
+        two.has(2)
+        plane.kubectl("uncordon", "node-2")
+        assert nodes(two) == ["node-3", "node-3"]
         with two.load() as load:
             load.more()
             plane.kubectl(*DRAIN, "node-3")
             two.has(2)
             assert nodes(two) == ["node-2", "node-2"]
-            plane.kubectl("uncordon", "node-3")
-            plane.kubectl(*DRAIN, "node-2")
-            two.has(2)
-            assert nodes(two) == ["node-3", "node-3"]
             load.more()
     finally:
         plane.kubectl("uncordon", "node-2", "node-3")

@@ -96,6 +96,10 @@ def test_the_pods_of_a_node_fetch_a_model_once_and_keep_what_fits(caching: Cachi
     told = "container fetch-0 ended with 66: ensemble-runtime: model s3://models/first.onnx: the store refuses it; "
     wait_for(lambda: told + "check the credentials" in said(), "the wrong secret told", 30)
     caching.secret(secret, SECRET)
+    (pod,) = served.pods()
+    served.cluster.plane.kubectl(
+        "delete", "pod", pod["metadata"]["name"], namespace=caching.namespace
+    )  # in no back-off
     served.wait()
     assert served.right(ROWS, served.predict(ROWS))
     assert caching.cached() == {FIRST.digest, SECOND.digest}
