@@ -103,6 +103,7 @@ bench-span: $(DEV_READY) ## What a member on another node costs its head (needs 
 
 bench-partition: $(DEV_READY) ## Recurrent models on two cores against one, and against the machine's capacity
 	$(BIN)/python benchmarks/partition.py
+	$(BIN)/python benchmarks/partition_wide.py
 
 bench-planner: $(DEV_READY) ## Gain of the planner over its baseline, over many random problems
 	$(BIN)/python benchmarks/planner_sweep.py

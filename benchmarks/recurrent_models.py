@@ -133,6 +133,11 @@ def branches(kind: str, hidden: int, count: int, steps: int) -> onnx.ModelProto:
 
 def models() -> list[Recurrent]:
     """The list that the benchmarks go through."""
+    return [*stacks(), *wide()]
+
+
+def stacks() -> list[Recurrent]:
+    """Layers over each other, in one direction."""
     found = []
     for kind, hidden, layers, steps, rows in (
         ("LSTM", 64, 2, 64, 1),
@@ -151,6 +156,12 @@ def models() -> list[Recurrent]:
     ):
         build = partial(stacked, kind, hidden, layers, steps)
         found.append(Recurrent(f"{kind} {hidden}, {layers} layers", build, hidden, layers, steps, rows, layers))
+    return found
+
+
+def wide() -> list[Recurrent]:
+    """Models that have something side by side."""
+    found = []
     for kind, hidden, layers, steps in (
         ("LSTM", 64, 1, 64),
         ("LSTM", 256, 1, 64),

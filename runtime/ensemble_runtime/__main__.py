@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for command in (serve, fetch, profile, pairs, partition):
         command.add_argument("--cache", type=Path, default=default_cache(), help="folder for fetched models")
-    for command in (serve, profile):
+    for command in (serve, profile, partition):
         command.add_argument(
             "--termination-message",
             type=Path,
@@ -138,10 +138,18 @@ def _interference(options: argparse.Namespace) -> int:
 
 def _partition(options: argparse.Namespace) -> int:
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before numpy is imported, as in `_serve`
-    from ensemble_runtime.partition.answer import PartitionRequest, partition
+    from ensemble_runtime.devices import slots
+    from ensemble_runtime.partition.answer import POINT, PartitionRequest, partition
 
-    for record in partition(_read(options.document, PartitionRequest), options.cache):
+    request = _read(options.document, PartitionRequest)
+    if request.simulated is None:
+        first, second = slots.bound(request.devices)
+        request = request.model_copy(update={"devices": (first, second)})
+    measured: list[dict[str, Any]] = []
+    for record in partition(request, options.cache):
         _emit(record)
+        measured.append({name: record[name] for name in POINT})
+        report.leave(report.pack(measured), options.termination_message)
     return 0
 
 

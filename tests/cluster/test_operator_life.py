@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from beds.kwok import Kwok, gpu_node
-from beds.operating import A100, ENSEMBLES, Operator, Space, digest
+from beds.operating import A100, ENSEMBLES, Operator, Space, digest, ensemble
 from beds.processes import wait_for
 from ensemble_runtime.report import pack
 
@@ -380,6 +380,37 @@ def test_what_is_not_profiled_is_measured_first_and_the_profile_is_kept(
     profiles = space.plane.admin.items(f"{ENSEMBLES}/namespaces/{space.namespace}/modelprofiles")
     (kept,) = [p for p in profiles if p["spec"]["model"]["sha256"] == digest("new")]
     assert [p["batchSize"] for p in kept["spec"]["points"]] == [1, 8] and "ownerReferences" not in kept["metadata"]
+
+
+def test_what_two_devices_cost_together_is_measured_and_kept_and_planned_with(
+    space: Space, operator: Operator, kwok: Kwok
+) -> None:
+    """A recurrent member that fits no GPU whole, and does with a share of its operators on a core beside it."""
+    for kind in (A100, "cpu-1"):
+        space.profiles("rnn", device_type=kind, memory_mib=45_000)
+    wanted = ensemble("split", space.namespace, {"rnn": 1.0}, devices={"kinds": ["GPU", "CPU"]})
+    member = {"partition": {"objective": "Memory", "latencyMs": 50}, "deviceKinds": ["GPU", "CPU"]}
+    wanted["spec"]["members"][0] |= member
+    space.plane.admin.apply(wanted)
+    wait_for(lambda: bool(space.items("pods", "split")), "a profiling pod")
+    wait_for(lambda: bool(space.items("pods", "split")[0]["spec"].get("nodeName")), "the pod on a node")
+    (pod,) = space.items("pods", "split")
+    assert pod["metadata"]["labels"]["app.kubernetes.io/component"] == "profiler"
+    held = json.loads(pod["metadata"]["annotations"]["ensembles.dev/devices"])
+    assert [device["type"] for device in held] == [A100, "cpu-1"]
+    (container,) = pod["spec"]["containers"]
+    assert "partition" in container["command"] and container["resources"]["limits"]["cpu"] == "2"
+
+    point = {"digest": digest("rnn"), "deviceType": f"{A100}:cpu-1", "precision": "FP32", "seconds": 0.01}
+    found = [point | {"batchSize": size, "memoryBytes": 9_000 * 2**20, "secondBytes": 1_500 * 2**20} for size in (1, 8)]
+    kwok.finish(pod, message=pack(found))
+    space.wait("split")
+    (served,) = space.pods("split")
+    held = json.loads(served["metadata"]["annotations"]["ensembles.dev/devices"])
+    assert sorted(device["type"] for device in held) == [A100, "cpu-1"]
+    profiles = space.plane.admin.items(f"{ENSEMBLES}/namespaces/{space.namespace}/modelprofiles")
+    (kept,) = [p for p in profiles if p["spec"]["deviceType"] == f"{A100}:cpu-1"]
+    assert [p["secondMemoryMib"] for p in kept["spec"]["points"]] == [1_500, 1_500]
 
 
 def test_a_measurement_that_fails_says_why_and_is_not_repeated_at_once(

@@ -131,9 +131,7 @@ def _partitioned(spec: EnsembleSpec, member: MemberSpec, pair: tuple[Device, Dev
         "chart": False,
     }
     for record in records("partition", document=request):
-        found = record["choice"]
-        seconds = found["makespanMs"] / 1000
-        point = Point(record["batchSize"], seconds, found["scarceBytes"] + record["fixedBytes"], found["otherBytes"])
+        point = Point(record["batchSize"], record["seconds"], record["memoryBytes"], record["secondBytes"])
         yield Profile(want.digest, want.device_type, want.precision, (point,))
 
 

@@ -21,7 +21,7 @@ from ensemble_operator.controller.decision import OVERVIEW, Decision, Overview, 
 from ensemble_operator.controller.handing import hand_out
 from ensemble_operator.controller.history import given_up, last_good
 from ensemble_operator.controller.ledger import Ledger
-from ensemble_operator.controller.measuring import Bench, missing_profiles
+from ensemble_operator.controller.measuring import Bench, Pair, free_pairs, missing_profiles
 from ensemble_operator.controller.memory import Memory
 from ensemble_operator.controller.offers import Offers
 from ensemble_operator.controller.placing import Copy, Request
@@ -128,14 +128,15 @@ class _Round:
         simulated = bool(spec.devices.simulated)
         terms, offer = terms_of(spec), self._offers.of(spec)
         unmeasured, pods = self._world.given_up.get(key[0], {}), self._world.own_pods.get(key[0], {})
-        missing = missing_profiles(spec, digests, offer.kinds, table, unmeasured, pods)
+        missing = missing_profiles(spec, digests, offer.kinds, table, unmeasured, pods, self._pairs(record, spec))
         so_far = Decision(dry=dry, digests=digests, missing=missing, supply=offer.supply, retreat=retreat)
         unknown = [m.name for m in spec.members if m.name not in digests]
         if unknown:
             return replace(so_far, frozen=True, waiting=f"the digest of {', '.join(unknown)} is not known yet"), None
         own, edition = self._memory.hashes(record, spec, digests)
         so_far = replace(so_far, revision=own)
-        if any(m.given_up is None for m in missing) and not simulated and not self._of_owner[record.uid]:
+        runs = any(pod.serving for pod in self._of_owner[record.uid])
+        if any(m.given_up is None for m in missing) and not simulated and not runs:
             return replace(so_far, frozen=True, waiting="waits for profiles"), None
         held, old = self._held(record, own, edition, back=retreat is not None)
         changing = frozenset(copy for copy in old if copy < spec.replicas)  # the others end, and block nothing
@@ -245,8 +246,21 @@ class _Round:
             if not decision.missing or isinstance(spec, str) or spec.devices.simulated:
                 continue
             kinds, terms = self._offers.of(spec).kinds, terms_of(spec)
-            found = (replace(m, device=bench.device_for(key[0], m.want, kinds, terms)) for m in decision.missing)
+            found = []
+            for one in decision.missing:
+                device = bench.device_for(key[0], one.want, kinds, terms)
+                first, second = (device, None) if device else bench.pair_for(key[0], one.want, terms) or (None, None)
+                found.append(replace(one, device=first, second=second))
             self._decisions[key] = replace(decision, missing=tuple(found))
+
+    def _pairs(self, record: EnsembleRecord, spec: EnsembleSpec) -> dict[str, Pair]:
+        """The pairs of devices that a member could be measured on now, or is."""
+        if spec.devices.simulated or not any(member.partition for member in spec.members):
+            return {}
+        left = self._everything.clone()
+        own = {(d.node, d.name) for pod in self._of_owner[record.uid] if not pod.serving for d in pod.devices}
+        left.claim(d for d in self._held_devices if (d.node, d.name) not in own)
+        return free_pairs(left, terms_of(spec))
 
     def _overview(self) -> Overview:
         used = {(d.node, d.name) for d in self._held_devices}

@@ -19,13 +19,15 @@ class Missing:
     want: Want
     member: str
     device: Device | None
-    """A free device to measure on; None: there is none now."""
+    """A free device to measure on, of a pair the first; None: there is none now."""
     given_up: str | None = None
     """Why it is not measured now: what its last pod said."""
     measuring: bool = False
     """Whether the pod that measures it is there."""
     trouble: str | None = None
     """Why that pod does not run."""
+    second: Device | None = None
+    """The cores beside the device, where a pair is measured."""
 
 
 @dataclass(frozen=True, slots=True)

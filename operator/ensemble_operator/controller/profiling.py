@@ -117,7 +117,13 @@ class Profiling:
                     member = next(m for m in one.ensemble.spec.members if m.name == missing.member)
                     digest = one.decision.digests.get(missing.member)
                     apply += profiling_objects(
-                        one.ensemble, one.record.uid, member, missing.device, settings, digest=digest
+                        one.ensemble,
+                        one.record.uid,
+                        member,
+                        missing.device,
+                        settings,
+                        second=missing.second,
+                        digest=digest,
                     )
         return wanted, apply
 
@@ -148,7 +154,9 @@ def model_profile(namespace: str, profile: Profile, uri: str | None) -> Object:
         uri: Where the file came from, if that is to tell members without a digest which file they have.
     """
     points = [
-        {"batchSize": p.batch_size, "seconds": p.seconds, "memoryMib": p.memory_bytes / _MIB} for p in profile.points
+        {"batchSize": p.batch_size, "seconds": p.seconds, "memoryMib": p.memory_bytes / _MIB}
+        | ({"secondMemoryMib": p.second_bytes / _MIB} if p.second_bytes else {})
+        for p in profile.points
     ]
     metadata: Object = {
         "name": pod_of((profile.digest, profile.device_type, profile.precision)),

@@ -41,9 +41,11 @@ class OnnxModel:
         inputs: tuple[TensorSpec, ...],
         outputs: tuple[TensorSpec, ...],
         device: Device,
+        *,
+        spins: bool = False,
     ) -> None:
-        """Open a session; see `loading.load`."""
-        self._session = _session(path, device)
+        """Open a session; see `loading.load`. With `spins` its threads wait for each other without sleeping."""
+        self._session = _session(path, device, spins=spins)
         self._outputs = outputs
         found_inputs = _matched("inputs", self._session.get_inputs(), inputs)
         found_outputs = _matched("outputs", self._session.get_outputs(), outputs)
@@ -64,15 +66,15 @@ class OnnxModel:
         return [as_declared(answer, spec) for answer, spec in zip(answers, self._outputs, strict=True)]
 
 
-def options(device: Device) -> Any:
+def options(device: Device, *, spins: bool = False) -> Any:
     """How a session computes on a device."""
     chosen = onnxruntime.SessionOptions()
     chosen.intra_op_num_threads = threads(device)
     chosen.inter_op_num_threads = 1
     chosen.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     chosen.log_severity_level = 3
-    # Threads that wait must not burn the cores of the cells beside them.
-    chosen.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Threads that wait must not burn the cores of the cells beside them, where there may be any.
+    chosen.add_session_config_entry("session.intra_op.allow_spinning", "1" if spins else "0")
     return chosen
 
 
@@ -98,12 +100,12 @@ def providers(device: Device) -> list[Any]:
     return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
 
 
-def _session(path: Path, device: Device) -> Any:
+def _session(path: Path, device: Device, *, spins: bool) -> Any:
     try:
         # Opened by descriptor, a model has no folder: weights in side files, which no digest covers, are not found.
         with path.open("rb") as file:
             session = onnxruntime.InferenceSession(
-                f"/proc/self/fd/{file.fileno()}", options(device), providers=providers(device)
+                f"/proc/self/fd/{file.fileno()}", options(device, spins=spins), providers=providers(device)
             )
     except DeviceUnavailableError:
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,15 @@ from ensemble_runtime.members.checks import first_line
 from ensemble_runtime.members.storage import fetch
 from ensemble_runtime.partition.graph import parse
 from ensemble_runtime.partition.planning import Choice, Costs, Planned, plan
+from ensemble_runtime.partition.schedule import NoScheduleError
+from ensemble_runtime.partition.second import PROCESS_BYTES
 from ensemble_runtime.partition.simulation import SimulatedGpu
 from ensemble_runtime.partition.trial import executed
 
+log = logging.getLogger(__name__)
+
+POINT = ("digest", "deviceType", "precision", "batchSize", "seconds", "memoryBytes", "secondBytes")
+"""What a profile keeps of a record."""
 MAX_BARS = 2000
 """More operators than anybody looks at; the rest of a schedule is left out of the chart, not of the placement."""
 
@@ -49,10 +56,12 @@ def partition(request: PartitionRequest, cache: Path) -> Iterator[dict[str, Any]
     """Measure and schedule a model at each batch size.
 
     Yields:
-        One record a batch size, in camelCase; see docs/partition.md.
+        One record a batch size, in camelCase; see docs/partition.md. What a profile of the pair holds is in it as
+            `POINT` names it. Sizes from the first for which no schedule is as quick as it is to be are left out.
 
     Raises:
-        EnsembleError: The model or a device cannot be used, or no schedule is as quick as it is to be.
+        EnsembleError: The model or a device cannot be used, or not even for the first size there is a schedule as
+            quick as it is to be.
     """
     if request.member.model.format is not ModelFormat.ONNX:
         raise ManifestError(f"member '{request.member.name}': only ONNX models can be partitioned")
@@ -68,16 +77,42 @@ def partition(request: PartitionRequest, cache: Path) -> Iterator[dict[str, Any]
     if gpu is not None:
         bind(gpu)
         before = _free_bytes(gpu)
+    if request.devices[1].kind is not DeviceKind.CPU:
+        raise ManifestError(f"{request.devices[1].name}: the second device has to be a set of cores")
     costs = Costs(request.devices, request.simulated)
     for rows in request.batch_sizes:
-        planned = plan(parse(model, _shapes(model, request, rows)), wanted, costs, chart=request.chart)
+        try:
+            planned = plan(parse(model, _shapes(model, request, rows)), wanted, costs, chart=request.chart)
+        except NoScheduleError as error:
+            if rows == request.batch_sizes[0]:
+                raise
+            log.warning("%s rows: %s; larger batches are not measured", rows, error)
+            return
         # What is still taken when no session is left: the context, which every process has of its own.
         fixed = max(0, before - _free_bytes(gpu)) if gpu is not None else 0
         answer = record(planned, wanted, request.devices, chart=request.chart)
         if planned.choice.split and not request.simulated:
             choice = planned.choice
             answer["measuredMs"] = 1000 * executed(choice.opened.graph, choice.placement, request.devices)
-        yield {"digest": found.sha256, "batchSize": rows, "fixedBytes": fixed, **answer}
+        yield {
+            "digest": found.sha256,
+            "batchSize": rows,
+            "fixedBytes": fixed,
+            **_profiled(request, planned, fixed),
+            **answer,
+        }
+
+
+def _profiled(request: PartitionRequest, planned: Planned, fixed: int) -> dict[str, Any]:
+    """What a cell costs on the pair, its second process included."""
+    schedule, split = planned.choice.schedule, planned.choice.split
+    return {
+        "deviceType": ":".join(device.type for device in request.devices),
+        "precision": request.member.precision.value,
+        "seconds": schedule.makespan,
+        "memoryBytes": schedule.scarce_bytes + fixed,
+        "secondBytes": schedule.other_bytes + PROCESS_BYTES * split,
+    }
 
 
 def _free_bytes(gpu: Device) -> int:

@@ -175,7 +175,7 @@ class Place:
         """Start it, and bind it if the device is a set of cores."""
         self.device = device
         self._thread = ThreadPoolExecutor(1)
-        if device.kind is DeviceKind.CPU:
+        if device.kind is DeviceKind.CPU and device.cores:  # under a quota it has none of its own
             self.call(os.sched_setaffinity, 0, device.cores).result()
 
     def call(self, work: Any, *arguments: object) -> Future[Any]:
@@ -232,7 +232,8 @@ class _Chain:
         wanted: dict[Piece, dict[str, None]] = {}
         for run, call in zip(program.runs, calls, strict=True):
             wanted.setdefault(call.piece, {}).update(dict.fromkeys(call.names[y] for y in run.outputs))
-        sessions = {piece: open_session(piece.model(graph, list(names)), device) for piece, names in wanted.items()}
+        models = {piece: piece.model(graph, list(names)).SerializeToString() for piece, names in wanted.items()}
+        sessions = {piece: open_session(model, device) for piece, model in models.items()}
         self._steps = [
             (sessions[call.piece].run_with_iobinding, _binding(sessions[call.piece], run, call, memory))
             for run, call in zip(program.runs, calls, strict=True)

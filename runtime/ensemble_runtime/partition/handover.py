@@ -1,59 +1,57 @@
-"""How long a tensor takes from one device to the other: measured between threads, or between host and GPU."""
+"""How long a tensor takes from one device to the other: measured between processes, or between host and GPU."""
 
 from __future__ import annotations
 
 import os
 import statistics
-import threading
 import time
 
 import numpy as np
 import onnxruntime
 
 from ensemble_runtime.config import Device, DeviceKind
-from ensemble_runtime.partition.gates import Gate
+from ensemble_runtime.partition.beside import Part, words
+from ensemble_runtime.partition.gates import LINE
 from ensemble_runtime.partition.instance import Link
+from ensemble_runtime.partition.second import SecondDevice, SharedMemory
 
 _SMALL, _LARGE = 4 * 2**10, 16 * 2**20
 _TURNS = 200
 
 
 def links(devices: tuple[Device, Device]) -> tuple[Link, Link]:
-    """The links from the first device to the second, and back; their threads are bound as the executor's are."""
+    """The links from the first device to the second, and back; they are bound as the executor's are."""
     if any(device.kind is DeviceKind.GPU for device in devices):
         to_gpu, from_gpu = _copies()
         return (from_gpu, to_gpu) if devices[0].kind is DeviceKind.GPU else (to_gpu, from_gpu)
-    # A tensor is handed over in place: what it costs is waking the other thread up. The consumer's reads from the
+    # A tensor is handed over in place: what it costs is that the other process sees it. The consumer's reads from the
     # producer's cache are part of the consumer's time.
     link = Link(_wake_up(devices), 0.0)
     return link, link
 
 
 def _wake_up(devices: tuple[Device, Device]) -> float:
-    """Seconds from opening a gate to the other thread being through it."""
-    there, back = Gate(), Gate()
-
-    def answer() -> None:
-        os.sched_setaffinity(0, devices[1].cores)  # of this thread
-        for _ in range(_TURNS):
-            there.acquire()
-            back.release()
-
-    def ask() -> None:
-        os.sched_setaffinity(0, devices[0].cores)
-        for _ in range(_TURNS):
-            before = time.perf_counter()
-            there.release()
-            back.acquire()
-            turns.append(time.perf_counter() - before)
-
-    turns: list[float] = []
-    threads = [threading.Thread(target=work) for work in (answer, ask)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return statistics.median(turns) / 2
+    """Seconds from opening a gate to the other process being through it."""
+    turns = range(2 * _TURNS)
+    memory = SharedMemory(LINE * len(turns))
+    gates = words(memory.map, memory.size)
+    answers = tuple(Part(i, None, (), (), i + 1) for i in turns[::2])
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, devices[0].cores or before)  # of this thread
+    second = SecondDevice(devices[1])
+    try:
+        turn = second.start(second.bind(memory, memory.size, answers))
+        times = []
+        for i in turns[::2]:
+            asked = time.perf_counter()
+            second.bells.open(gates, i, turn)
+            second.bells.wait(gates, i + 1, turn)
+            times.append(time.perf_counter() - asked)
+        second.finish()
+        return statistics.median(times) / 2
+    finally:
+        second.close()
+        os.sched_setaffinity(0, before)
 
 
 def _copies() -> tuple[Link, Link]:

@@ -18,12 +18,38 @@ from ensemble_runtime.partition.execute import Executor
 from ensemble_runtime.partition.graph import Graph, parse
 from ensemble_runtime.partition.opening import alternating, opened, overlapping
 from ensemble_runtime.partition.planning import Costs, plan, ways_to_open
+from ensemble_runtime.partition.together import able, together
 from ensemble_runtime.partition.trial import Proposal, on_trial
 
 log = logging.getLogger(__name__)
 
 
 def load_partitioned(
+    member: Member,
+    path: Path,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    devices: tuple[Device, Device],
+    batch_size: int,
+) -> Model:
+    """Load a model so that both devices compute it, in the quickest way that was found: see `split` and `together`.
+
+    Args and errors as of `split`.
+    """
+    best = split(member, path, inputs, outputs, devices, batch_size)
+    if (member.partition or _QUICKEST).objective is not PartitionObjective.LATENCY or not able(devices):
+        return best
+    rows = [random_rows(spec, batch_size, 1, np.random.default_rng(0)) for spec in inputs]
+    threads = together(member, path, inputs, outputs, devices)
+    if not _quicker(threads, best, rows):
+        return best
+    if isinstance(best, PartitionedModel):
+        best.close()
+    log.info("member on both devices' threads", extra={"member": member.name, "devices": [d.name for d in devices]})
+    return threads
+
+
+def split(
     member: Member,
     path: Path,
     inputs: tuple[TensorSpec, ...],

@@ -6,35 +6,23 @@ All of it is made once for each shape: to compute another batch, nothing is allo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from ensemble_runtime.partition.gates import Gate
+from ensemble_runtime.partition.beside import At, Part, Step, words
+from ensemble_runtime.partition.gates import LINE
 from ensemble_runtime.partition.graph import Graph, Placement
 from ensemble_runtime.partition.runs import Program, Run, root
+from ensemble_runtime.partition.second import SharedMemory
 from ensemble_runtime.partition.shapes import Found
 
 Array = NDArray[Any]
-_ALIGNMENT = 64
-
-
-@dataclass(frozen=True)
-class Step:
-    """One run at work: what it waits for, what it computes, whom it tells."""
-
-    wait: Callable[[], object] | None
-    compute: Callable[[Any], None]
-    binding: Any
-    tell: Callable[[], None] | None
-
-
-Work = Callable[[], BaseException | None]
 
 
 @dataclass(frozen=True)
@@ -43,17 +31,21 @@ class Bound:
 
     inputs: tuple[Array, ...]
     outputs: tuple[Array, ...]
-    work: tuple[Work, Work]
-    """What each device does."""
+    steps: tuple[Step, ...]
+    """What the first device does."""
+    parts: tuple[Part, ...]
+    """What the second one does."""
     memory: Memory
     """Kept for as long as bindings point there."""
+    plan: int | None = None
+    """The number under which the second device knows it; None where that has nothing to do."""
 
 
 class Memory:
-    """The buffers of a program's tensors.
+    """The buffers of a program's tensors, and a gate for each of its runs.
 
-    A tensor that only a GPU writes and reads is there; every other is in the host's memory, where ONNX Runtime fetches
-    what a run on a GPU reads and leaves what it writes.
+    A tensor that only a GPU writes and reads is there; every other is in memory that both processes share, where
+    ONNX Runtime fetches what a run on a GPU reads and leaves what it writes.
     """
 
     def __init__(
@@ -65,35 +57,51 @@ class Memory:
             found: Datatype and shape of each tensor.
             program: Says which tensors are parts of others.
             on_gpu: Tensors that only a GPU writes and reads.
-            own: Tensors that exist already.
+            own: Tensors whose elements are known.
         """
         self._found = found
         self._program = program
-        self._host = {name: np.ascontiguousarray(array) for name, array in own.items()}
         self._gpu: dict[str, Any] = {}
+        self._at: dict[str, int] = {}
+        self.gate_bytes = size = LINE * len(program.runs)
         for name in found:
-            if root(program.views, name) != name or name in self._host:
+            if root(program.views, name) != name:
                 continue
-            if name in on_gpu:
+            if name in on_gpu and name not in own:
                 self._gpu[name] = onnxruntime.OrtValue.ortvalue_from_shape_and_type(
                     list(found[name].shape), np.dtype(found[name].datatype), "cuda", 0
                 )
             else:
-                self._host[name] = _aligned(self._bytes(name))
+                self._at[name] = size
+                size += -(-self._bytes(name) // LINE) * LINE
+        self.shared = SharedMemory(size)
+        self._buffer = np.frombuffer(self.shared.map, np.uint8)
+        for name, array in own.items():
+            if name in self._at:
+                self.array(name)[...] = array
+
+    @cached_property
+    def gates(self) -> memoryview:
+        """By run."""
+        return words(self.shared.map, self.gate_bytes)
 
     def array(self, name: str) -> Array:
         """A tensor of the host's memory, as a view of its buffer."""
         at = self._found[name]
-        buffer = self._host[root(self._program.views, name)].reshape(-1).view(np.uint8)
-        offset = self._offset(name)
-        return buffer[offset : offset + self._bytes(name)].view(at.datatype).reshape(at.shape)
+        start = self._at[root(self._program.views, name)] + self._offset(name)
+        return self._buffer[start : start + self._bytes(name)].view(at.datatype).reshape(at.shape)
 
     def bind(self, name: str) -> tuple[str, int, Any, tuple[int, ...], int]:
         """What an I/O binding wants to know: place, its number, element type, shape, address."""
         at, base = self._found[name], root(self._program.views, name)
         if base in self._gpu:
             return "cuda", 0, np.dtype(at.datatype), at.shape, self._gpu[base].data_ptr() + self._offset(name)
-        return "cpu", 0, np.dtype(at.datatype), at.shape, self._host[base].ctypes.data + self._offset(name)
+        return "cpu", 0, np.dtype(at.datatype), at.shape, self._buffer.ctypes.data + self._at[base] + self._offset(name)
+
+    def at(self, name: str, called: str) -> At:
+        """The same for another process, whose session has a name of its own for it."""
+        at, base = self._found[name], root(self._program.views, name)
+        return At(called, at.datatype, at.shape, self._at[base] + self._offset(name))
 
     def _offset(self, name: str) -> int:
         views, offset = self._program.views, 0
@@ -108,21 +116,25 @@ class Memory:
 
 
 Sessions = Sequence[tuple[Any, Mapping[str, str]]]
-"""Of each run its session, and the session's names of the graph's tensors."""
+"""Of each run its session, or its number in the second device's process, and what that calls the graph's tensors."""
 
 
 def bound(graph: Graph, program: Program, sessions: Sessions, memory: Memory) -> Bound:
     """Bind a program's runs to its tensors."""
-    gates = {i: Gate() for i, run in enumerate(program.runs) if run.feeds}
-    steps: tuple[list[Step], list[Step]] = ([], [])
+    steps, parts = [], []
     for i, (run, (session, names)) in enumerate(zip(program.runs, sessions, strict=True)):
-        wait = gates[run.waits].acquire if run.waits is not None else None
-        tell = gates[i].release if run.feeds else None
-        steps[run.device].append(Step(wait, session.run_with_iobinding, _binding(session, run, names, memory), tell))
+        tell = i if run.feeds else None
+        if run.device == 0:
+            binding = _binding(session, run, names, memory)
+            steps.append(Step(run.waits, session.run_with_iobinding, binding, tell))
+        else:
+            inputs, outputs = (tuple(memory.at(x, names[x]) for x in found) for found in (run.inputs, run.outputs))
+            parts.append(Part(run.waits, session, inputs, outputs, tell))
     return Bound(
         inputs=tuple(_input(program, memory, name) for name in graph.inputs),
         outputs=tuple(memory.array(name) for name in graph.outputs),
-        work=(partial(_walk, tuple(steps[0])), partial(_walk, tuple(steps[1]))),
+        steps=tuple(steps),
+        parts=tuple(parts),
         memory=memory,
     )
 
@@ -154,25 +166,3 @@ def _binding(session: Any, run: Run, names: Mapping[str, str], memory: Memory) -
     for name in run.outputs:
         binding.bind_output(names[name], *memory.bind(name))
     return binding
-
-
-def _walk(steps: Sequence[Step]) -> BaseException | None:
-    """Compute one device's runs in order; after a failure only wait and tell, so that the other device gets through."""
-    failure: BaseException | None = None
-    for step in steps:
-        if step.wait is not None:
-            step.wait()
-        if failure is None:
-            try:
-                step.compute(step.binding)
-            except Exception as error:
-                failure = error
-        if step.tell is not None:
-            step.tell()
-    return failure
-
-
-def _aligned(size: int) -> Array:
-    buffer = np.zeros(size + _ALIGNMENT, np.uint8)
-    start = -buffer.ctypes.data % _ALIGNMENT
-    return buffer[start : start + size]

@@ -90,7 +90,7 @@ def cut_out(graph: Graph, operators: Sequence[str]) -> Call:
     )
 
 
-def open_session(model: onnx.ModelProto, device: Device) -> Any:
+def open_session(model: bytes, device: Device) -> Any:
     """A session of ONNX Runtime on a device; to be opened by a thread that is bound to it.
 
     Raises:
@@ -98,7 +98,7 @@ def open_session(model: onnx.ModelProto, device: Device) -> Any:
         DeviceUnavailableError: a GPU, and this ONNX Runtime has no CUDA.
     """
     try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options(device), providers=providers(device))
+        return onnxruntime.InferenceSession(model, options(device), providers=providers(device))
     except DeviceUnavailableError:
         raise
     except Exception as error:  # ONNX Runtime raises a dozen classes without a common base
@@ -120,7 +120,7 @@ def constants(graph: Graph, prelude: Sequence[str], found: Mapping[str, Found]) 
     wanted = [y for y in outputs if y in graph.outputs or not inside.issuperset(graph.readers.get(y, ()))]
     model = call.piece.model(graph, [call.names[y] for y in wanted])
     feeds = {call.names[x]: np.zeros(found[x].shape, found[x].datatype) for x in call.names if x not in set(outputs)}
-    answers = open_session(model, _HOST).run([call.names[y] for y in wanted], feeds)
+    answers = open_session(model.SerializeToString(), _HOST).run([call.names[y] for y in wanted], feeds)
     return dict(zip(wanted, answers, strict=True))
 
 

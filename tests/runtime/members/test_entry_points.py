@@ -115,6 +115,24 @@ def test_profile_of_a_slot_leaves_its_records_for_kubernetes(request_for, onnx_m
     assert unpack(message.read_text()) == [record for record in records if "digest" in record]
 
 
+def test_partition_of_slots_leaves_the_profile_of_the_pair_for_kubernetes(onnx_mlp, tmp_path):
+    """Under a quota the slots get no cores of their own, and computing goes on all the same."""
+    slots = [Device(name=f"cpu{i}", kind="CPU", type="cpu-1", memory_bytes=1) for i in (0, 1)]
+    document = {
+        "member": {"name": "m", "model": {"uri": onnx_mlp().as_uri(), "format": "ONNX"}},
+        "devices": [slot.model_dump(mode="json", by_alias=True, exclude_defaults=True) for slot in slots],
+        "batchSizes": [1, 4],
+        "chart": False,
+    }
+    message = tmp_path / "termination-log"
+    records = lines(run("partition", "--termination-message", str(message), "/dev/stdin", document=document))
+    kept = unpack(message.read_text())
+    assert [record["batchSize"] for record in kept] == [1, 4]
+    for whole, record in zip(records, kept, strict=True):
+        assert record.items() <= whole.items() and record["deviceType"] == "cpu-1:cpu-1"
+        assert record["memoryBytes"] + record["secondBytes"] > 0 < record["seconds"] < 1
+
+
 def test_a_failure_leaves_its_reason_for_kubernetes(request_for, tmp_path):
     message = tmp_path / "termination-log"
     command = ("profile", "--termination-message", str(message), "/dev/stdin")

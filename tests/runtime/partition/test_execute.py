@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from importlib.metadata import distribution
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -164,15 +164,37 @@ def test_one_device_may_have_nothing_to_do(recurrent_models: ModuleType, whole: 
             np.testing.assert_allclose(both.compute([x])[0], whole(model).run(None, {"x": x})[0], rtol=1e-5)
 
 
-def test_no_thread_is_created_for_a_batch(recurrent_models: ModuleType, two_devices: Devices) -> None:
+def test_no_thread_or_process_is_created_for_a_batch(recurrent_models: ModuleType, two_devices: Devices) -> None:
+    """One process comes with the executor, and goes with it."""
     model = recurrent_models.stacked("LSTM", 8, 2, 8)
     graph = parse(model, {"x": (2, 8, 8)})
-    before = threading.active_count()
+    own = psutil.Process()
+    before = {x.pid for x in own.children()}
     with executor(graph, spread(graph, 0), two_devices) as both:
+        (second,) = (x for x in own.children() if x.pid not in before)
+        both.compute([np.ones((1, 8, 8), np.float32)])
+        threads = own.num_threads(), second.num_threads()
         for rows in (1, 2, 3):
             both.compute([np.ones((rows, 8, 8), np.float32)])
-            assert threading.active_count() == before + 1
-    assert threading.active_count() == before
+            assert (own.num_threads(), second.num_threads()) == threads
+            assert {x.pid for x in own.children()} == before | {second.pid}
+    assert {x.pid for x in own.children()} == before
+
+
+def test_without_its_second_process_an_executor_ends_its_own(
+    recurrent_models: ModuleType, two_devices: Devices
+) -> None:
+    """What that held is lost: whoever started both has to start them anew."""
+    model = recurrent_models.stacked("LSTM", 8, 2, 8)
+    graph = parse(model, {"x": (2, 8, 8)})
+    own = psutil.Process()
+    before = {x.pid for x in own.children()}
+    with executor(graph, spread(graph, 0), two_devices) as both:
+        both.compute([np.ones((2, 8, 8), np.float32)])
+        (second,) = (x for x in own.children() if x.pid not in before)
+        second.kill()
+        with pytest.raises(SystemExit):
+            both.compute([np.ones((2, 8, 8), np.float32)])
 
 
 def failing_model() -> onnx.ModelProto:

@@ -1,65 +1,107 @@
-"""Gates between two threads: nothing passes early, nothing is lost, whether the waiting one looks or sleeps."""
+"""Gates between two processes: nothing passes early, nothing is lost, whether the waiting one looks or sleeps."""
 
 from __future__ import annotations
 
-import threading
+import mmap
+import os
+import socket
 import time
+from collections.abc import Callable
 
 import pytest
 
-from ensemble_runtime.partition.gates import Gate
+from ensemble_runtime.partition.gates import LINE, Bells, following
+
+TURNS = 50
+
+
+class Two:
+    """This process and a child that share some gates; the child computes something, and ends."""
+
+    def __init__(self, child: Callable[[Bells, memoryview], None], gates: int = 2) -> None:
+        self.gates = memoryview(mmap.mmap(-1, gates * LINE)).cast("I")
+        one, other = os.eventfd(0), os.eventfd(0)
+        ours, theirs = socket.socketpair()
+        self.pid = os.fork()
+        if not self.pid:
+            ours.close()
+            try:
+                child(Bells(other, one, theirs.fileno()), self.gates)
+            finally:
+                os._exit(0)
+        theirs.close()
+        self._socket = ours  # kept open
+        self.bells = Bells(one, other, ours.fileno())
+
+    def end(self) -> None:
+        """Wait for the child."""
+        os.waitpid(self.pid, 0)
 
 
 @pytest.mark.parametrize("pause", [0.0, 0.0002, 0.02])
 def test_turns_alternate(pause: float) -> None:
     """With pauses shorter and longer than the time for which a gate is watched."""
-    there, back = Gate(), Gate()
-    seen: list[str] = []
 
-    def other() -> None:
-        for i in range(50):
-            there.acquire()
-            seen.append(f"other {i}")
+    def other(bells: Bells, gates: memoryview) -> None:
+        for turn in range(1, TURNS + 1):
+            bells.wait(gates, 0, turn)
             time.sleep(pause)
-            back.release()
+            bells.open(gates, 1, turn)
 
-    thread = threading.Thread(target=other, daemon=True)
-    thread.start()
-    for i in range(50):
-        seen.append(f"one {i}")
+    two = Two(other)
+    for turn in range(1, TURNS + 1):
+        assert two.gates[LINE // 4] == turn - 1, "nothing passes before it is let"
         time.sleep(pause)
-        there.release()
-        back.acquire()
-    thread.join(10)
-    assert seen == [f"{who} {i}" for i in range(50) for who in ("one", "other")]
+        two.bells.open(two.gates, 0, turn)
+        two.bells.wait(two.gates, 1, turn)
+    two.end()
 
 
-def test_an_open_gate_is_passed_once() -> None:
-    gate, passed = Gate(), threading.Event()
-    gate.release()
-    gate.acquire()
-
-    def again() -> None:
-        gate.acquire()
-        passed.set()
-
-    thread = threading.Thread(target=again, daemon=True)
-    thread.start()
-    assert not passed.wait(0.1)
-    gate.release()
-    assert passed.wait(10)
-    thread.join(10)
+def test_a_gate_is_open_for_one_turn() -> None:
+    two = Two(lambda bells, gates: bells.wait(gates, 0, 2))
+    two.bells.open(two.gates, 0, 1)
+    assert not two.bells.passed(two.gates, 0, 2)
+    time.sleep(0.05)
+    assert os.waitpid(two.pid, os.WNOHANG) == (0, 0), "the child still waits"
+    two.bells.open(two.gates, 0, 2)
+    two.end()
 
 
-def test_waiting_threads_do_not_hold_up_python() -> None:
-    """While one thread waits, another computes; a watch that held the global lock would stop it for all its turns."""
-    gate = Gate()
-    thread = threading.Thread(target=gate.acquire, daemon=True)
-    thread.start()
-    count, until = 0, time.perf_counter() + 0.05
-    while time.perf_counter() < until:
-        count += 1
-    assert count > 100
-    gate.release()
-    thread.join(10)
-    assert not thread.is_alive()
+def test_what_is_written_before_a_gate_opens_is_seen_behind_it() -> None:
+    """Many words, each turn others, summed by the other process."""
+
+    def other(bells: Bells, gates: memoryview) -> None:
+        for turn in range(1, TURNS + 1):
+            bells.wait(gates, 0, turn)
+            gates[LINE // 4 + 1] = sum(gates[2 * LINE // 4 :])
+            bells.open(gates, 1, turn)
+
+    two = Two(other, gates=66)
+    for turn in range(1, TURNS + 1):
+        for i in range(2 * LINE // 4, len(two.gates)):
+            two.gates[i] = turn
+        two.bells.open(two.gates, 0, turn)
+        two.bells.wait(two.gates, 1, turn)
+        assert two.gates[LINE // 4 + 1] == turn * 64 * LINE // 4
+    two.end()
+
+
+@pytest.mark.parametrize("after", [0.0, 0.05])
+def test_who_waits_for_a_process_that_ends_hears_of_it(after: float) -> None:
+    two = Two(lambda bells, gates: time.sleep(after))
+    with pytest.raises(SystemExit):
+        two.bells.wait(two.gates, 1, 1)
+    two.end()
+
+
+def test_what_was_opened_before_the_end_is_still_passed() -> None:
+    two = Two(lambda bells, gates: bells.open(gates, 1, 1))
+    two.end()
+    two.bells.wait(two.gates, 1, 1)
+
+
+def test_turns_are_never_zero() -> None:
+    """Which is what gates hold before anybody has opened them."""
+    assert following(0) == 1
+    assert following(1) == 2
+    assert following(2**32 - 1) == 1

@@ -13,6 +13,7 @@ from ensemble_operator.controller.world import GIVEN_UP
 from ensemble_operator.manifests.deployment import copy_objects
 from ensemble_operator.manifests.edition import Failure, asked_hash, edition_object
 from ensemble_operator.manifests.objects import Owner
+from ensemble_operator.manifests.profiling import profiling_objects
 from ensemble_operator.manifests.settings import PodSettings
 
 A100 = "NVIDIA-A100-SXM4-40GB"
@@ -395,6 +396,51 @@ def test_a_partitioned_member_gets_a_gpu_and_a_core_beside_it(decider):
     requests = container["resources"]["requests"]
     assert (requests["cpu"], requests["nvidia.com/gpu"]) == ("2", "1"), "a core beside the GPU, and the partition's"
     assert container["resources"]["limits"]["cpu"] == "2", "so that they are its own"
+
+
+def test_a_pair_is_measured_on_a_gpu_and_a_core_of_one_node(decider):
+    body, gpu, cores, _ = partitioned()
+    decision = decided(decider, body, gpu, cores, node("bare", gpus=0), node())
+
+    (missing,) = decision.missing
+    assert missing.want == (DIGEST, f"{A100}:cpu-1", "FP32") and decision.waiting == "waits for profiles"
+    assert (missing.device.type, missing.second.type) == (A100, "cpu-1")
+    assert missing.device.node == missing.second.node == "node"
+
+
+def test_nobody_waits_for_a_pair_that_there_is_not(decider):
+    """A GPU whose node has no core to spare makes none; nor does one that others hold, or a member that stays whole."""
+    body, gpu, cores, _ = partitioned()
+    full = node()
+    full["status"]["allocatable"]["cpu"] = "1"
+    assert not decided(decider, body, gpu, cores, full, node("bare", gpus=0)).missing
+    whole = ensemble("digits", {"batchSizes": [1]}, devices={"kinds": ["GPU", "CPU"]})
+    assert not decided(decider, whole, gpu, cores, node()).missing
+    other = ensemble("other")
+    taken = pods_of(decider, decided(decider, other, profile(), node(gpus=1), name="other"), other)
+    assert not decided(decider, body, gpu, cores, node(gpus=1), *taken).missing
+
+
+def test_a_pair_that_is_being_measured_is_waited_for(decider):
+    body, gpu, cores, _ = partitioned()
+    first = decided(decider, body, gpu, cores, node(gpus=1))
+    document = InferenceEnsemble.model_validate(record_of(ENSEMBLES, body).manifest())
+    (missing,) = first.missing
+    made = profiling_objects(
+        document, body["metadata"]["uid"], document.spec.members[0], missing.device, IMAGES, second=missing.second,
+        digest=DIGEST,
+    )  # fmt: skip
+    pod = made[-1]
+    pod["metadata"] |= stamped("Pod", pod["metadata"]["name"])["metadata"]
+    pod |= {"spec": pod["spec"] | {"nodeName": "node"}, "status": {"phase": "Running"}}
+    again = decided(decider, body, gpu, cores, node(gpus=1), pod)
+    assert again.waiting == "waits for profiles" and again.missing[0].measuring and not again.plans
+
+
+def test_two_sets_of_cores_make_a_pair_where_there_is_no_gpu(decider):
+    body = ensemble("digits", {"partition": {"objective": "Latency"}, "batchSizes": [1]}, devices={"kinds": ["CPU"]})
+    (missing,) = decided(decider, body, profile(kind="cpu-1"), node("bare", gpus=0)).missing
+    assert missing.want[1] == "cpu-1:cpu-1" and missing.device.name != missing.second.name
 
 
 def test_the_runtime_is_told_of_the_second_device(decider):

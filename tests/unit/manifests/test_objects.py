@@ -12,6 +12,7 @@ import yaml
 from sample_plans import DIGESTS, SETTINGS, UID, children, cpu, gpu, make_ensemble, make_plan, make_plan_on, simulated
 
 from ensemble_operator.manifests.profiling import profiling_objects
+from ensemble_runtime.config import Partition
 
 GOLDEN = Path(__file__).parent / "golden"
 ALL_ON = {("gpu0", "one"): 8, ("gpu0", "two"): 32, ("gpu1", "three"): 1}
@@ -84,6 +85,12 @@ def measuring_on_cores() -> Objects:
     return profiling_objects(ensemble, UID, ensemble.spec.members[0], cpu("cpu0"), SETTINGS, batch_sizes=[4])
 
 
+def measuring_on_a_pair() -> Objects:
+    ensemble = make_ensemble(models={"one": {"uri": "s3://bucket/one.onnx", "secretName": "store"}})
+    member = ensemble.spec.members[0].model_copy(update={"partition": Partition(objective="Memory", latency_ms=20)})
+    return profiling_objects(ensemble, UID, member, gpu("gpu3"), SETTINGS, second=cpu("cpu0"), digest="a" * 64)
+
+
 CASES = (
     anonymous_gpus,
     claimed_gpus,
@@ -93,6 +100,7 @@ CASES = (
     a_copy_on_two_nodes,
     measuring_on_a_gpu,
     measuring_on_cores,
+    measuring_on_a_pair,
 )
 
 

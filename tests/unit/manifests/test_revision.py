@@ -117,7 +117,8 @@ def test_a_measurement_is_named_by_what_it_measures() -> None:
         return str(profiling_objects(ensemble, UID, member, cpu("cpu0"), SETTINGS, **changes)[0]["metadata"]["name"])
 
     assert name(digest="a" * 64) == name(digest="a" * 64, of=other)
-    assert len({name(digest="a" * 64), name(), name(digest="a" * 64, node_kind="m5.large")}) == 3
+    pair = name(digest="a" * 64, second=cpu("cpu1"))
+    assert len({name(digest="a" * 64), name(), name(digest="a" * 64, node_kind="m5.large"), pair}) == 4
 
 
 def test_a_termination_message_becomes_a_profile() -> None:
@@ -126,6 +127,12 @@ def test_a_termination_message_becomes_a_profile() -> None:
     (profile,) = measured(pack(records))
     assert (profile.digest, profile.device_type, profile.precision) == ("a" * 64, "cpu-2", "FP32")
     assert profile.points == (Point(1, 0.01, 10), Point(8, 0.08, 80))
+
+
+def test_a_pairs_profile_tells_what_is_on_either_device() -> None:
+    record = {"digest": "a" * 64, "deviceType": "cpu-2:cpu-1", "precision": "FP32", "batchSize": 1, "seconds": 0.01}
+    (profile,) = measured(pack([record | {"memoryBytes": 10, "secondBytes": 7}]))
+    assert (profile.device_type, profile.points) == ("cpu-2:cpu-1", (Point(1, 0.01, 10, 7),))
 
 
 @pytest.mark.parametrize("message", ["model https://h/m: the server answers 404", pack([{"digest": "a"}]), ""])

@@ -1,0 +1,182 @@
+"""The process of a partition's second device: opens its sessions, and computes its runs when the first one begins.
+
+It ends when the process that started it does, however that ends.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
+from typing import Any
+
+import numpy as np
+
+from ensemble_runtime.config import Device, DeviceKind
+from ensemble_runtime.devices.working_memory import keep_memory
+from ensemble_runtime.errors import DeviceUnavailableError, EnsembleError
+from ensemble_runtime.partition.gates import LINE, Bells, following
+from ensemble_runtime.partition.sessions import open_session
+
+BEGUN, PLAN, DONE, FAILED = range(4)
+"""Gates in the memory that both processes always share: the turn that the first one has begun, the number of the plan
+that it goes by, the turn that the second one is through, and the turn in which something failed."""
+CONTROL_BYTES = 4 * LINE
+
+
+@dataclass(frozen=True)
+class At:
+    """Where in shared memory a tensor is, and what a session calls it."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of the second device."""
+
+    wait: int | None
+    """The gate to wait for."""
+    session: int | None
+    """None: nothing to compute."""
+    inputs: tuple[At, ...]
+    outputs: tuple[At, ...]
+    tell: int | None
+    """The gate to open."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A run at work."""
+
+    wait: int | None
+    compute: Callable[[Any], None] | None
+    binding: Any
+    tell: int | None
+
+
+def walk(steps: Sequence[Step], bells: Bells, gates: memoryview, turn: int) -> BaseException | None:
+    """Compute one device's runs in order; after a failure only wait and tell, so that the other device gets through."""
+    failure: BaseException | None = None
+    for step in steps:
+        if step.wait is not None:
+            bells.wait(gates, step.wait, turn)
+        if failure is None and step.compute is not None:
+            try:
+                step.compute(step.binding)
+            except Exception as error:
+                failure = error
+        if step.tell is not None:
+            bells.open(gates, step.tell, turn)
+    return failure
+
+
+def words(shared: mmap.mmap, size: int) -> memoryview:
+    """The gates at the beginning of shared memory."""
+    return memoryview(shared)[:size].cast("I")
+
+
+class _Second:
+    """What the process holds."""
+
+    def __init__(self, peer: Connection, bells: Bells) -> None:
+        self._peer = peer
+        self._bells = bells
+        self._sessions: dict[int, Any] = {}
+        self._plans: dict[int, tuple[list[Step], memoryview]] = {}
+        self._control = words(mmap.mmap(-1, CONTROL_BYTES), CONTROL_BYTES)
+        self._device: Device | None = None
+        self._failure: Exception | None = None
+
+    def live(self) -> None:
+        """Do what is asked for, until nobody can ask any more."""
+        turn = 1
+        while True:
+            if self._bells.passed(self._control, BEGUN, turn):
+                steps, gates = self._plans[self._control[PLAN * LINE // 4]]
+                failure = walk(steps, self._bells, gates, turn)
+                if failure is not None:
+                    self._failure = failure if isinstance(failure, Exception) else None
+                    self._control[FAILED * LINE // 4] = turn
+                self._bells.open(self._control, DONE, turn)
+                turn = following(turn)
+            elif self._bells.sleep():
+                try:
+                    order, *arguments = self._peer.recv()
+                except (EOFError, ConnectionError):
+                    return
+                self._peer.send(self._answered(order, arguments))
+
+    def _answered(self, order: str, arguments: list[Any]) -> Exception | None:
+        try:
+            getattr(self, order)(*arguments)
+        except EnsembleError as error:
+            return error
+        except Exception as error:  # whatever it is, the first process has to hear of it, and may not know its class
+            return RuntimeError(str(error))
+        return None
+
+    def begin(self, device: Device) -> None:
+        """Stand on a device."""
+        self._device = device
+        shared = mmap.mmap(self._received(), CONTROL_BYTES)
+        self._control = words(shared, CONTROL_BYTES)
+        if device.kind is DeviceKind.CPU and device.cores:  # under a quota it has none of its own
+            try:
+                os.sched_setaffinity(0, device.cores)
+            except OSError as error:
+                raise DeviceUnavailableError(f"{device.name}: cannot pin to its cores: {error.strerror}") from error
+
+    def open(self, number: int, model: bytes) -> None:
+        """Open a session."""
+        assert self._device is not None, "begun"
+        self._sessions[number] = open_session(model, self._device)
+
+    def bind(self, number: int, size: int, gates: int, parts: tuple[Part, ...]) -> None:
+        """Bind runs to memory that is shared."""
+        shared = mmap.mmap(self._received(), size)
+        base = np.frombuffer(shared, np.uint8).ctypes.data
+        steps = []
+        for part in parts:
+            binding = compute = None
+            if part.session is not None:
+                session = self._sessions[part.session]
+                compute, binding = session.run_with_iobinding, session.io_binding()
+                for at in part.inputs:
+                    binding.bind_input(at.name, "cpu", 0, np.dtype(at.datatype), at.shape, base + at.offset)
+                for at in part.outputs:
+                    binding.bind_output(at.name, "cpu", 0, np.dtype(at.datatype), at.shape, base + at.offset)
+            steps.append(Step(part.wait, compute, binding, part.tell))
+        self._plans[number] = (steps, words(shared, gates))
+
+    def drop(self, number: int) -> None:
+        """Forget a plan."""
+        del self._plans[number]
+
+    def why(self) -> None:
+        """Raise what failed in the last turn."""
+        assert self._failure is not None, "asked only after a failure"
+        raise self._failure
+
+    def _received(self) -> int:
+        return recv_handle(self._peer)
+
+
+def main(peer: int, own: int, other: int) -> None:
+    """Be the second device, over these descriptors."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the first process decides when to end
+        signal.signal(number, signal.SIG_IGN)
+    keep_memory()
+    _Second(Connection(peer), Bells(own, other, peer)).live()
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
