@@ -137,3 +137,39 @@ def test_a_request_is_answered_in_plain_data(tmp_path: Path, devices: tuple[Devi
         assert max(bar["endMs"] for bar in record["bars"]) <= record["choice"]["makespanMs"] + 1e-6
     with pytest.raises(ManifestError, match="no input is named z; there are x"):
         next(partition(request.model_copy(update={"shapes": {"z": (1,)}}), tmp_path / "cache"))
+
+
+def test_batches_that_no_schedule_is_quick_enough_for_are_left_out(
+    tmp_path: Path, devices: tuple[Device, Device]
+) -> None:
+    """As a profile does; only where not even the first is quick enough, that is an error."""
+    import onnx
+
+    onnx.save(MODELS.stacked("LSTM", 16, 2, 16), tmp_path / "model.onnx")
+    source = ModelSource(uri=(tmp_path / "model.onnx").as_uri(), format=ModelFormat.ONNX)
+    gpu = Device(name="gpu0", kind=DeviceKind.SIMULATED, type="gpu", memory_bytes=2**30)
+
+    def asked(milliseconds: float) -> PartitionRequest:
+        wanted = Partition(objective=MEMORY, latency_ms=milliseconds)
+        member = Member(name="m", model=source, partition=wanted)
+        costs = SimulatedGpu(speedup=1, launch_us=0)
+        both = (gpu, devices[1])
+        return PartitionRequest(member=member, devices=both, batch_sizes=(1, 2048), simulated=costs, chart=False)
+
+    (roomy,) = partition(asked(1e5).model_copy(update={"batch_sizes": (1,)}), tmp_path)
+    found = list(partition(asked(10 * roomy["baselines"][1]["makespanMs"]), tmp_path))
+    assert [record["batchSize"] for record in found] == [1]
+    assert {"deviceType": "gpu:cpu-1", "precision": "FP32"}.items() <= found[0].items()
+    with pytest.raises(NoScheduleError):
+        list(partition(asked(0.001), tmp_path))
+
+
+def test_the_second_device_is_a_set_of_cores(tmp_path: Path, devices: tuple[Device, Device]) -> None:
+    import onnx
+
+    onnx.save(MODELS.stacked("LSTM", 16, 1, 4), tmp_path / "model.onnx")
+    source = ModelSource(uri=(tmp_path / "model.onnx").as_uri(), format=ModelFormat.ONNX)
+    gpu = Device(name="gpu0", kind=DeviceKind.SIMULATED, type="gpu", memory_bytes=2**30)
+    request = PartitionRequest(member=Member(name="m", model=source), devices=(devices[0], gpu))
+    with pytest.raises(ManifestError, match="has to be a set of cores"):
+        next(partition(request, tmp_path))
