@@ -9,6 +9,9 @@
 - `helm` (session): the chart through real Helm, `promtool` a program; neither needs a cluster.
 - `beds.faults.FaultyProxy(plane.url, plane.ca)`: what an operator talks to instead, to be refused and cut off.
 - `namespace`: a fresh namespace of the control plane, deleted afterwards.
+- `space` (function): such a namespace where the real `operator` (module) looks, with profiles of the members a, b, c.
+  The test's module says on what: `NODES` are the nodes that KWOK plays for it (`nodes`), `COSTS` what its members cost
+  and `SETTINGS` those of its operator, where they are not the usual ones.
 
 Programs are built once, before the first test; tests that need some which cannot be built here are skipped with one
 line, except where `CI=true`, where they fail.
@@ -26,6 +29,7 @@ from beds.binaries import CONTROL_PLANE, missing, provide
 from beds.controlplane import ControlPlane
 from beds.helm import Helm
 from beds.kwok import Kwok
+from beds.operating import Operator, Space
 
 CRDS = Path(__file__).parents[2] / "crds"
 PROGRAMS = {
@@ -87,6 +91,30 @@ def namespace(control_plane: ControlPlane) -> Iterator[str]:
     name = control_plane.namespace()
     yield name
     control_plane.admin.delete(f"/api/v1/namespaces/{name}")
+
+
+@pytest.fixture(scope="module")
+def nodes(request: pytest.FixtureRequest, kwok: Kwok) -> Iterator[list[str]]:
+    """The names of the module's nodes."""
+    names = kwok.add(*request.module.NODES)
+    yield names
+    kwok.remove(names)
+
+
+@pytest.fixture(scope="module")
+def operator(request: pytest.FixtureRequest, kwok: Kwok, nodes: list[str]) -> Iterator[Operator]:
+    """The operator beside the control plane; it is there before the first ensemble."""
+    with Operator(kwok.plane, **getattr(request.module, "SETTINGS", {})) as running:
+        yield running
+
+
+@pytest.fixture
+def space(request: pytest.FixtureRequest, kwok: Kwok, operator: Operator, namespace: str) -> Iterator[Space]:
+    """A namespace of a test's own, whose ensembles are gone when it ends."""
+    found = Space(kwok.plane, namespace)
+    found.profiles("a", "b", "c", **getattr(request.module, "COSTS", {}))
+    yield found
+    found.clear()
 
 
 def _programs(fixture: str) -> dict[str, Path]:

@@ -7,7 +7,7 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +15,14 @@ import pytest
 
 from beds.binaries import provide
 from beds.kwok import Kwok, gpu_node, resource_slice
-from beds.operating import Operator, Space
+from beds.operating import Space
 from beds.processes import wait_for
 
 pytestmark = pytest.mark.timeout(300)
+NODES = (gpu_node("look-a", count=2), gpu_node("look-b", count=1))
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 LARGE_MIB = 60_000
-
-
-@pytest.fixture(scope="module")
-def nodes(kwok: Kwok) -> Iterator[list[str]]:
-    """A node of two GPUs, and one of one."""
-    names = kwok.add(gpu_node("look-a", count=2), gpu_node("look-b", count=1))
-    yield names
-    kwok.remove(names)
-
-
-@pytest.fixture(scope="module")
-def operator(kwok: Kwok, nodes: list[str]) -> Iterator[Operator]:
-    with Operator(kwok.plane) as running:
-        yield running
-
-
-@pytest.fixture
-def space(kwok: Kwok, operator: Operator, namespace: str) -> Iterator[Space]:
-    found = Space(kwok.plane, namespace)
-    found.profiles("a", "b")
-    yield found
-    found.clear()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(300)
 
 GROUP = "/apis/resource.k8s.io/v1"
 NVIDIA, OTHER = "gpu.nvidia.com", "gpu.example.com"
-WORDS = '{"gpu.example.com": {"product": "model", "uuid": "serial"}}'
+SETTINGS = {"dra_drivers": '{"gpu.example.com": {"product": "model", "uuid": "serial"}}'}
 
 
 def device_class(driver: str) -> Manifest:
@@ -45,20 +45,6 @@ def nodes(kwok: Kwok) -> Iterator[list[str]]:
         kwok.plane.admin.create(published)
     yield names
     kwok.remove(names)
-
-
-@pytest.fixture(scope="module")
-def operator(kwok: Kwok, nodes: list[str]) -> Iterator[Operator]:
-    with Operator(kwok.plane, dra_drivers=WORDS) as running:
-        yield running
-
-
-@pytest.fixture
-def space(kwok: Kwok, operator: Operator, namespace: str) -> Iterator[Space]:
-    found = Space(kwok.plane, namespace)
-    found.profiles("a", "b")
-    yield found
-    found.clear()
 
 
 def apply(space: Space, name: str, members: Mapping[str, float], most: int = 2, **spec: Any) -> None:

@@ -17,28 +17,7 @@ from beds.processes import wait_for
 from ensemble_runtime.report import pack
 
 pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture(scope="module")
-def nodes(kwok: Kwok) -> Iterator[list[str]]:
-    """Two nodes of four GPUs."""
-    names = kwok.add(gpu_node("life-a", count=4), gpu_node("life-b", count=4))
-    yield names
-    kwok.remove(names)
-
-
-@pytest.fixture(scope="module")
-def operator(kwok: Kwok, nodes: list[str]) -> Iterator[Operator]:
-    with Operator(kwok.plane) as running:
-        yield running
-
-
-@pytest.fixture
-def space(kwok: Kwok, operator: Operator, namespace: str) -> Iterator[Space]:
-    found = Space(kwok.plane, namespace)
-    found.profiles("a", "b", "c")
-    yield found
-    found.clear()
+NODES = (gpu_node("life-a", count=4), gpu_node("life-b", count=4))
 
 
 def config(space: Space, name: str) -> dict:
@@ -65,12 +44,9 @@ def test_apply_makes_exactly_the_right_objects(space: Space) -> None:
 
 
 def test_a_service_of_somebody_else_is_left_alone(space: Space) -> None:
-    theirs = {
-        "apiVersion": "v1",
-        "kind": "Service",
-        "metadata": {"name": "taken", "namespace": space.namespace},
-        "spec": {"selector": {"app": "theirs"}, "ports": [{"port": 80}]},
-    }
+    meta = {"name": "taken", "namespace": space.namespace}
+    spec = {"selector": {"app": "theirs"}, "ports": [{"port": 80}]}
+    theirs = {"apiVersion": "v1", "kind": "Service", "metadata": meta, "spec": spec}
     space.plane.kubectl("apply", "-f", "-", manifests=[theirs], namespace=space.namespace)
     space.apply("taken")
     wait_for(lambda: "not this ensemble's" in json.dumps(space.status("taken")), "the refusal in the status", 60)

@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from beds.kwok import Kwok, gpu_node
+from beds.kwok import gpu_node
 from beds.operating import Operator, Space
 from beds.processes import wait_for
 
 pytestmark = pytest.mark.timeout(300)
+NODES = (gpu_node("roll-a", count=2), gpu_node("roll-b", count=2))
 
 WRONG = {"imagePullSecrets": ["wrong"]}
 """With it no image can be pulled."""
 ONE = {"devices": {"kinds": ["GPU"], "max": 1}}
 BRIEF = {"progressTimeoutSeconds": 3}
-
-
-@pytest.fixture(scope="module")
-def nodes(kwok: Kwok) -> Iterator[list[str]]:
-    """Two nodes of two GPUs."""
-    names = kwok.add(gpu_node("roll-a", count=2), gpu_node("roll-b", count=2))
-    yield names
-    kwok.remove(names)
-
-
-@pytest.fixture(scope="module")
-def operator(kwok: Kwok, nodes: list[str]) -> Iterator[Operator]:
-    with Operator(kwok.plane) as running:
-        yield running
-
-
-@pytest.fixture
-def space(kwok: Kwok, operator: Operator, namespace: str) -> Iterator[Space]:
-    found = Space(kwok.plane, namespace)
-    found.profiles("a", "b", "c")
-    yield found
-    found.clear()
 
 
 def uids(space: Space, name: str) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 
@@ -13,32 +12,12 @@ from beds.operating import Operator, Space
 from beds.processes import wait_for
 
 pytestmark = pytest.mark.timeout(300)
+NODES = tuple(gpu_node(f"span-{i}", count=1) for i in range(3))
+COSTS = {"memory_mib": 30 * 1024}
 
 NETWORK = "/apis/networking.k8s.io/v1"
 WIDE = {"a": 1.0, "b": 1.0}
 """Two members, of which a node holds one."""
-
-
-@pytest.fixture(scope="module")
-def nodes(kwok: Kwok) -> Iterator[list[str]]:
-    """Three nodes of one GPU each."""
-    names = kwok.add(*(gpu_node(f"span-{i}", count=1) for i in range(3)))
-    yield names
-    kwok.remove(names)
-
-
-@pytest.fixture(scope="module")
-def operator(kwok: Kwok, nodes: list[str]) -> Iterator[Operator]:
-    with Operator(kwok.plane) as running:
-        yield running
-
-
-@pytest.fixture
-def space(kwok: Kwok, operator: Operator, namespace: str) -> Iterator[Space]:
-    found = Space(kwok.plane, namespace)
-    found.profiles("a", "b", memory_mib=30 * 1024)
-    yield found
-    found.clear()
 
 
 def settled(space: Space, operator: Operator, name: str = "wide") -> None:
