@@ -6,13 +6,12 @@ import os
 import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
 from itertools import combinations
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 
 import numpy as np
-from bare_members import BareMembers, bare_members, loaders
 from common import Effort, Report, cores, main, progress, verdict
 from configurations import core_device
 from load import infer, throughput
@@ -31,9 +30,9 @@ from ensemble_runtime.config import Cell, Device, DeviceKind, Hosting, Member, R
 WIDTHS = (8, 12, 18, 26, 36)
 SIZES = (1, 2, 4, 8, 16)
 ROWS, CONNECTIONS = 8, 16
-WARM = 1.5
-BARE_BATCH, BARE_ROWS, BARE_SECONDS = 8, 256, 0.5
-"""Of the models run bare, to see how fast the machine is."""
+WARM = 1.0
+ALIKE = 1.05
+"""Where runs differ by more than this factor there is one more."""
 DISTURBED, REPEATS = 0.03, 10
 """A run is repeated if others take more of the machine than this; so many repeats in all."""
 SUBSETS = ((0, 1, 2, 3, 4), (2, 3, 4), (0, 4), (3,))
@@ -45,101 +44,87 @@ Batches = tuple[tuple[int, ...], ...]
 
 
 def prediction(effort: Effort) -> Report:
-    """The relative error of every plan, served with either hosting: as predicted, and at the machine's speed then."""
-    plain: dict[Hosting, list[float]] = {hosting: [] for hosting in Hosting}
+    """The relative error of every plan, served with either hosting."""
     errors: dict[Hosting, list[float]] = {hosting: [] for hosting in Hosting}
-    speeds: list[float] = []
+    clients: list[float] = []
     spare = iter(range(REPEATS))
-    pool = np.random.default_rng(1).random((BARE_ROWS, *IMAGE_INPUT.shape), dtype=np.float32)
     with tempfile.TemporaryDirectory() as folder:
-        paths = convolutional(Path(folder), WIDTHS)
-        members = [member(path) for path in paths]
+        members = [member(path) for path in convolutional(Path(folder), WIDTHS)]
         devices = [core_device(core) for core in cores()]
-        profiles, factors = _costs(members, devices[0])
+        profiles, factors = _costs(members, devices)
         rows = []
-        with bare_members(paths, loaders(IMAGE_INPUT)["the runtime's"], pool, cores()) as bare:
-            machine = _Machine(bare, [profiles[m.name] for m in members])
-            for name, problem, batches in _plans(members, devices, profiles, factors):
-                predicted = _rate(problem, batches)
-                config = _configuration(members, devices, problem, batches, predicted)
-                row = [name, "; ".join(" ".join(map(str, row)) for row in batches), f"{predicted:.1f}"]
-                for hosting in Hosting:
-                    served = config.model_copy(update={"serving": Serving(hosting=hosting)})
-                    reached, speed = _measured(served, effort, spare, machine)
-                    speeds.append(speed)
-                    plain[hosting].append(predicted / reached - 1)
-                    errors[hosting].append(predicted * speed / reached - 1)
-                    row += [
-                        f"{reached:.1f}",
-                        f"{plain[hosting][-1]:+.1%}",
-                        f"{speed:.2f}",
-                        f"{errors[hosting][-1]:+.1%}",
-                    ]
-                progress("; ".join(row))
-                rows.append(row)
+        for name, problem, batches in _plans(members, devices, profiles, factors):
+            predicted = _rate(problem, batches)
+            config = _configuration(members, devices, problem, batches, predicted)
+            row = [name, "; ".join(" ".join(map(str, row)) for row in batches), f"{predicted:.1f}"]
+            for hosting, (reached, client) in _measured(config, effort, spare).items():
+                clients.append(client)
+                errors[hosting].append(predicted / reached - 1)
+                row += [f"{reached:.1f}", f"{errors[hosting][-1]:+.1%}"]
+            progress("; ".join(row))
+            rows.append(row)
     for label, figure, aim in (("median of the errors", median, MEDIAN), ("worst error", max, WORST)):
-        row = [label, "", ""]
-        for hosting in Hosting:
-            both = (figure(map(abs, found[hosting])) for found in (plain, errors))
-            before, after = (f"{value:.1%} ({verdict(value, aim, at_most=True)})" for value in both)
-            row += ["", before, "", after]
-        rows.append(row)
+        found = [figure(map(abs, errors[hosting])) for hosting in Hosting]
+        figures = [f"{value:.1%} ({verdict(value, aim, at_most=True)})" for value in found]
+        rows.append([label, "", "", *(cell for figure_ in figures for cell in ("", figure_))])
     return Report(
         f"Plans of TorchScript CNNs on 3 x 64 x 64 images (widths {', '.join(map(str, WIDTHS))}) on {len(devices)} "
-        f"devices of one core each, predicted from profiles (of two measurements the quicker) and pair factors "
-        f"({min(factors.values()):.2f} to {max(factors.values()):.2f}, at the middle batch size) measured just before; "
-        f"matrices are devices; members, 0 = no cell. Requests of {ROWS} rows, {CONNECTIONS} connections, client on "
-        f"the same cores; answers within {effort.seconds:g} s after {WARM:g} s of warm-up. Where other processes took "
-        f"more than {DISTURBED:.0%} of the machine meanwhile, the run was repeated ({REPEATS} repeats at the most). "
-        f"Speed is what the machine had for the server then, as a share of what the profiles say: the models run bare, "
-        f"in turn, on all cores at once just before and just after (profiles are of one core at a time, and the "
-        f"machine's speed drifts), less the time that the client took; it was {min(speeds):.2f} to {max(speeds):.2f}.",
-        [
-            "plan",
-            "matrix",
-            "predicted rows/s",
-            *(title for h in Hosting for title in (f"measured, {h}", "error", "speed", "error at that speed")),
-        ],
+        f"devices of one core each, predicted from profiles (a member on one core, while the others run it, too) and "
+        f"pair factors ({min(factors.values()):.2f} to {max(factors.values()):.2f}, at the middle batch size) measured "
+        f"once, before all plans; matrices are devices; members, 0 = no cell. Requests of {ROWS} rows, {CONNECTIONS} "
+        f"connections, client on the same cores ({min(clients):.1%} to {max(clients):.1%} of their time); answers "
+        f"within {effort.seconds:g} s after {WARM:g} s of warm-up, medians of {effort.rounds} runs, in turn with those "
+        f"of the other hosting, and of one more where they differ by more than {ALIKE - 1:.0%}: the machine has slow "
+        f"moments of some seconds. Where other processes took more than {DISTURBED:.0%} of it meanwhile, the run was "
+        f"repeated ({REPEATS} repeats at the most).",
+        ["plan", "matrix", "predicted rows/s", *(title for h in Hosting for title in (f"measured, {h}", "error"))],
         rows,
     )
 
 
-@dataclass(frozen=True)
-class _Machine:
-    """What the machine can do at the moment, beside what it could when the profiles were made."""
-
-    bare: BareMembers
-    profiles: Sequence[Profile]
-
-    def speed(self) -> float:
-        """Rows/s of all models run bare on all cores, over what their profiles promise."""
-        found = self.bare.rows_per_second([BARE_BATCH] * len(self.profiles), BARE_SECONDS)
-        seconds = sum(point.seconds for x in self.profiles if (point := x.at(BARE_BATCH)))
-        return found * seconds / (len(cores()) * BARE_BATCH)
-
-
-def _measured(config: RuntimeConfig, effort: Effort, spare: Iterator[int], machine: _Machine) -> tuple[float, float]:
-    """Rows per second of the live runtime, and the machine's speed; again where others disturbed it and may be."""
+def _measured(config: RuntimeConfig, effort: Effort, spare: Iterator[int]) -> dict[Hosting, tuple[float, float]]:
+    """With each hosting, rows per second of the live runtime and the client's share of the machine."""
     body = np.random.default_rng(0).random((ROWS, *IMAGE_INPUT.shape), dtype=np.float32)
-    with runtime(config) as (base, _):
-        run = throughput(infer(base, config.name, body), CONNECTIONS, effort.seconds, WARM)
-        tries = [_beside_others(run, base, machine)]
-        while min(tries)[0] > DISTURBED and next(spare, None) is not None:
-            progress(f"others took {tries[-1][0]:.1%} of the machine: once more")
-            tries.append(_beside_others(run, base, machine))
-        _, figure, speed = min(tries)
-        return ROWS * figure, speed
+    found: dict[Hosting, list[tuple[float, float]]] = {hosting: [] for hosting in Hosting}
+    with ExitStack() as servers:
+        bases = {}
+        for hosting in Hosting:
+            served = config.model_copy(update={"serving": Serving(hosting=hosting)})
+            bases[hosting], _ = servers.enter_context(runtime(served))
+
+        def run(hosting: Hosting) -> None:
+            target = infer(bases[hosting], config.name, body)
+            load = throughput(target, CONNECTIONS, effort.seconds, WARM)
+            found[hosting].append(_undisturbed(load, bases[hosting], spare))
+
+        for _ in range(effort.rounds):
+            for hosting in Hosting:
+                run(hosting)
+        for hosting, runs in found.items():
+            if max(runs)[0] > ALIKE * min(runs)[0]:
+                progress(f"{hosting}: {', '.join(f'{ROWS * rate:.1f}' for rate, _ in runs)} rows/s, once more")
+                run(hosting)
+    return {h: (ROWS * median(rate for rate, _ in runs), median(c for _, c in runs)) for h, runs in found.items()}
 
 
-def _beside_others(run: Callable[[], float], base: str, machine: _Machine) -> tuple[float, float, float]:
-    """The share of the machine's time that went to others than server and client; the figure; the machine's speed."""
-    before = machine.speed()
+def _undisturbed(load: Callable[[], float], base: str, spare: Iterator[int]) -> tuple[float, float]:
+    """A run's figure and the client's share of the machine; again where others disturbed it."""
+    tries = [_beside_others(load, base)]
+    while min(tries)[0] > DISTURBED and next(spare, None) is not None:
+        progress(f"others took {tries[-1][0]:.1%} of the machine: once more")
+        tries.append(_beside_others(load, base))
+    _, figure, client = min(tries)
+    return figure, client
+
+
+def _beside_others(run: Callable[[], float], base: str) -> tuple[float, float, float]:
+    """The share of the machine's time that went to others than server and client; the figure; the client's share."""
     (used, passed), own, client = _machine_seconds(), _own_seconds(base), _client_seconds()
     figure = run()
     then_used, then_passed = _machine_seconds()
     lasted, clients = then_passed - passed, _client_seconds() - client
     others = then_used - used - (_own_seconds(base) - own) - clients
-    return others / lasted, figure, mean((before, machine.speed())) * (1 - clients / lasted)
+    return others / lasted, figure, clients / lasted
 
 
 def _machine_seconds() -> tuple[float, float]:
@@ -161,15 +146,17 @@ def _client_seconds() -> float:
     return times.children_user + times.children_system
 
 
-def _costs(members: Sequence[Member], device: Device) -> tuple[dict[str, Profile], dict[tuple[str, str, str], float]]:
-    """Profiles by member, and the factors of all pairs."""
+def _costs(
+    members: Sequence[Member], devices: Sequence[Device]
+) -> tuple[dict[str, Profile], dict[tuple[str, str, str], float]]:
+    """Profiles by member, and the factors of all pairs, as `ensemblectl profile` takes them."""
+    device = devices[0]
     plain = {
         "members": [_json(m) for m in members],
         "inputs": [_json(IMAGE_INPUT)],
         "outputs": [_json(CLASSES_OUTPUT)],
     }
-    request = plain | {"devices": [_json(device)], "batchSizes": SIZES}
-    first = _points(request)
+    points = _points(plain | {"devices": [_json(device)], "batchSizes": SIZES, "peers": [_json(d) for d in devices]})
     pairs = list(combinations([m.name for m in members], 2))
     sizes = {m.name: SIZES[len(SIZES) // 2] for m in members}
     side_by_side = plain | {"device": _json(device), "batchSizes": sizes, "pairs": pairs}
@@ -178,28 +165,21 @@ def _costs(members: Sequence[Member], device: Device) -> tuple[dict[str, Profile
         for r in records("interference", document=side_by_side)
     }
     progress(f"factors from {min(factors.values()):.3f} to {max(factors.values()):.3f}")
-    # Whatever else the machine does can only lengthen a batch.
-    again = _points(request)
-    quicker = {n: tuple(min(pair, key=_seconds) for pair in zip(first[n], again[n], strict=True)) for n in first}
-    progress(str({n: [f"{p.seconds * 1e3:.2f}" for p in points] for n, points in quicker.items()}))
-    return {n: Profile(n, device.type, "FP32", points) for n, points in quicker.items()}, factors
+    return {n: Profile(n, device.type, "FP32", tuple(found.values())) for n, found in points.items()}, factors
 
 
-def _points(request: Mapping[str, object]) -> dict[str, list[Point]]:
-    """What the profiler measures, by member."""
-    points: dict[str, list[Point]] = {}
+def _points(request: Mapping[str, object]) -> dict[str, dict[int, Point]]:
+    """What the profiler measures, by member and batch size; of one size the last counts."""
+    points: dict[str, dict[int, Point]] = {}
     name = ""
     for record in records("profile", document=request):
         if "seconds" in record:
-            points.setdefault(name, []).append(Point(record["batchSize"], record["seconds"], record["memoryBytes"]))
+            point = Point(record["batchSize"], record["seconds"], record["memoryBytes"])
+            points.setdefault(name, {})[point.batch_size] = point
         else:
             name = record["member"]
-    progress("profiles measured")
+    progress(str({n: [f"{p.seconds * 1e3:.2f}" for p in found.values()] for n, found in points.items()}))
     return points
-
-
-def _seconds(point: Point) -> float:
-    return point.seconds
 
 
 def _plans(
@@ -259,4 +239,4 @@ def _json(document: Schema) -> object:
 
 
 if __name__ == "__main__":
-    main(prediction, seconds=4, rounds=1)
+    main(prediction, seconds=1.5, rounds=2)

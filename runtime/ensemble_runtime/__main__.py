@@ -117,13 +117,13 @@ def _profile(options: argparse.Namespace) -> int:
 
     request = _read(options.document, ProfileRequest)
     request = request.model_copy(update={"devices": slots.bound(request.devices)})
-    measured: list[dict[str, Any]] = []
+    measured: dict[tuple[object, ...], dict[str, Any]] = {}
     for record in profile(request, options.cache):
         _emit(record)
         if "seconds" in record:
             # Written each time: a container that runs out of memory is killed as a whole, and leaves what it has.
-            measured.append(record)
-            report.leave(report.pack(measured), options.termination_message)
+            measured[tuple(record[key] for key in ("digest", "deviceType", "precision", "batchSize"))] = record
+            report.leave(report.pack([*measured.values()]), options.termination_message)
     return 0
 
 

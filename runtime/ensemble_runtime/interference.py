@@ -1,9 +1,10 @@
 """Measures how pairs of members get along on one device: their rate side by side over their rate one after the other.
 
 Each member of a pair has a process of its own, as in serving. On cores, which run one batch at a time, the two take
-turns batch by batch: what it costs is what each leaves of the other's caches. A GPU may overlap their batches: there
-both run freely. Interference comes and goes with the machine's mood, so the pair is measured alone and together in
-turn, several times.
+turns batch by batch: what it costs is what each leaves of the other's caches, and the change from one process to the
+other. A GPU may overlap their batches: there both run freely. Interference comes and goes with the machine's mood, so
+the pair is measured alone and together in turn, several times. Other core sets are left alone: what they cost is in the
+profiles, and a ratio does not count it again.
 """
 
 from __future__ import annotations
@@ -13,23 +14,22 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
 from ensemble_runtime.config import BatchSize, Device, DeviceKind, Member, Name, Schema, TensorSpec
 from ensemble_runtime.devices.binding import bind
 from ensemble_runtime.devices.working_memory import keep_memory
 from ensemble_runtime.errors import EnsembleError, ManifestError, ModelInvalidError
-from ensemble_runtime.members.checks import first_line, random_rows, warm_up
+from ensemble_runtime.measuring import end_with_parent, import_libraries
+from ensemble_runtime.members.checks import first_line
 from ensemble_runtime.members.loading import load
-from ensemble_runtime.members.model import Array, Model
+from ensemble_runtime.members.rows import MadeUpRows
 from ensemble_runtime.members.storage import fetch
-from ensemble_runtime.profiler import end_with_parent, import_libraries
 
 ROUNDS = 3
 SECONDS = 0.4
@@ -118,11 +118,12 @@ def _round(pipes: list[Connection], pair: list[Member], turns: list[Any]) -> flo
     turns[0].release()
     both = [_answer(pipe, member) for pipe, member in zip(pipes, pair, strict=True)]
     turns[0].acquire()  # what the last turn left
-    return sum(alone) / sum(both)
+    # Either saw all of its own batches, and the other's between them.
+    return sum(alone) / (sum(both) / (2 * batches - 1))
 
 
 def _answer(pipe: Connection, member: Member) -> float:
-    """Seconds a batch."""
+    """Seconds: of a batch alone, of all batches in turn."""
     if not pipe.poll(PATIENCE):
         raise ModelInvalidError(f"member '{member.name}': did not finish within {PATIENCE:.0f} s")
     try:
@@ -140,46 +141,44 @@ def _member_process(
     os.dup2(2, 1)  # what libraries print must not get between the records of the command
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
-        model, batch = _ready(request, member, path)
+        compute = _ready(request, member, path)
         pipe.send(0.0)
         while True:
             task, amount = pipe.recv()
-            pipe.send(
-                _alone(model, batch, amount) if task == "alone" else _in_turn(model, batch, amount, own_turn, next_turn)
-            )
+            pipe.send(_alone(compute, amount) if task == "alone" else _in_turn(compute, amount, own_turn, next_turn))
     except EnsembleError as error:
         pipe.send(error)
     except Exception as error:  # a model may raise anything
         pipe.send(ModelInvalidError(f"member '{member.name}' on {request.device.name}: {first_line(error)}"))
 
 
-def _ready(request: PairsRequest, member: Member, path: Path) -> tuple[Model, list[Array]]:
+def _ready(request: PairsRequest, member: Member, path: Path) -> Callable[[], object]:
+    """What computes a batch of the member as its cell does."""
     keep_memory()
     bind(request.device)
     import_libraries(member)
     model = load(member, path, request.inputs, request.outputs, request.device)
     size = request.batch_sizes[member.name]
-    warm_up(member.name, model, request.inputs, request.outputs, size)
-    random = np.random.default_rng(0)
-    return model, [random_rows(spec, size, spec.max_length, random) for spec in request.inputs]
+    return MadeUpRows(member.name, model, request.inputs, request.outputs, size).batch(size)
 
 
-def _alone(model: Model, batch: list[Array], seconds: float) -> float:
+def _alone(compute: Callable[[], object], seconds: float) -> float:
     """Mean seconds of a batch over a stretch of time."""
     start, batches = time.perf_counter(), 0
     while (passed := time.perf_counter() - start) < seconds or batches < 3:
-        model.predict(batch)
+        compute()
         batches += 1
     return passed / batches
 
 
-def _in_turn(model: Model, batch: list[Array], batches: int, own_turn: Any, next_turn: Any) -> float:
-    """Mean seconds of a batch when the other computes between any two."""
-    busy = 0.0
-    for _ in range(batches):
-        own_turn.acquire()
-        start = time.perf_counter()
-        model.predict(batch)
-        busy += time.perf_counter() - start
+def _in_turn(compute: Callable[[], object], batches: int, own_turn: Any, next_turn: Any) -> float:
+    """Seconds from the first of these batches to the end of the last, when the other computes between any two."""
+    own_turn.acquire()
+    start = time.perf_counter()
+    for left in reversed(range(batches)):
+        compute()
+        end = time.perf_counter()
         next_turn.release()
-    return busy / batches
+        if left:
+            own_turn.acquire()
+    return end - start

@@ -32,7 +32,7 @@ def measure(
     Raises:
         RuntimeCommandError: A model could not be loaded or run. One that is too large for a device is only left out.
     """
-    found: list[Profile] = []
+    found: dict[tuple[Want, int], Profile] = {}
     with progress() as bar:
         total = sum(len(want.batch_sizes) for want in missing)
         task = bar.add_task("profiling", total=total, detail="", visible=bool(total))
@@ -42,13 +42,13 @@ def measure(
             try:
                 for profile in _measured(spec, member, devices, want):
                     store.save(profile)
-                    found.append(profile)
-                    bar.advance(task)
+                    found[want, profile.points[0].batch_size] = profile
+                    bar.update(task, completed=len(found))
             except RuntimeCommandError as error:
                 if error.exit_code != OutOfMemoryError.exit_code:
                     raise
                 note(f"{error}; the planner does without it")
-    return table(found)
+    return table(found.values())
 
 
 def measure_pairs(
@@ -92,10 +92,11 @@ def measure_pairs(
 
 
 def _together(plan: Plan) -> Iterator[tuple[Device, tuple[str, str], dict[str, int]]]:
-    """Each pair of members that shares a device of a type, once, with the batch sizes of one such device."""
+    """Each pair of members that shares a device of a type, once, with the middle batch size of each there."""
     seen: set[tuple[str, str, str]] = set()
     for device, row in zip(plan.problem.devices, plan.matrix, strict=True):
-        sizes = {m.name: batch for m, batch in zip(plan.problem.members, row, strict=True) if batch}
+        there = [member for member, batch in zip(plan.problem.members, row, strict=True) if batch]
+        sizes = {member.name: member.profiles[device.type].middle.batch_size for member in there}
         for pair in combinations(sorted(sizes), 2):
             if device.kind is not DeviceKind.SIMULATED and (device.type, *pair) not in seen:
                 seen.add((device.type, *pair))
@@ -103,7 +104,7 @@ def _together(plan: Plan) -> Iterator[tuple[Device, tuple[str, str], dict[str, i
 
 
 def _measured(spec: EnsembleSpec, member: MemberSpec, devices: Sequence[Device], want: Want) -> Iterator[Profile]:
-    """One profile of one point for each batch size, as the runtime measures them."""
+    """Profiles of one point each, as the runtime measures them: of one batch size the last counts."""
     device = next((d for d in devices if d.type == want.device_type), None)
     if device is None:
         yield from _partitioned(spec, member, pair_of(devices, want.device_type), want)
@@ -114,6 +115,7 @@ def _measured(spec: EnsembleSpec, member: MemberSpec, devices: Sequence[Device],
         "outputs": [_json(tensor) for tensor in spec.outputs],
         "devices": [_json(plain_device(device))],
         "batchSizes": want.batch_sizes,
+        "peers": [_json(plain_device(other)) for other in devices if other.cores and other.node == device.node],
     }
     for record in records("profile", document=request):
         if "seconds" in record:

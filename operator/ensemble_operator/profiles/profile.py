@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, order=True)
 class Point:
-    """One batch size: median seconds of a batch, and the peak bytes that the cell holds (model and working memory)."""
+    """One batch size: seconds of a batch, and the peak bytes that the cell holds (model and working memory)."""
 
     batch_size: int
     seconds: float
@@ -24,6 +24,11 @@ class Profile:
     device_type: str
     precision: str
     points: tuple[Point, ...]
+
+    @property
+    def middle(self) -> Point:
+        """The point at which pairs are measured."""
+        return self.points[len(self.points) // 2]
 
     def at(self, batch_size: int) -> Point | None:
         """The point measured at exactly this batch size."""

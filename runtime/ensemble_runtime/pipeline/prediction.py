@@ -11,7 +11,6 @@ import select
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,8 @@ from ensemble_runtime.devices.binding import bind
 from ensemble_runtime.devices.simulated import SimulatedClock
 from ensemble_runtime.errors import EnsembleError, ModelInvalidError
 from ensemble_runtime.members.checks import bad_rows, check_outputs, first_line, warm_up
-from ensemble_runtime.members.model import Model
+from ensemble_runtime.members.model import Array, Model
+from ensemble_runtime.members.rows import Passage, Rows
 from ensemble_runtime.members.simulated_model import SimulatedModel
 from ensemble_runtime.pipeline.arena import (
     ARRIVED,
@@ -46,9 +46,6 @@ _BRIEF = 0.001
 """Seconds; a process whose last batch took less lingers before it sleeps."""
 
 _NO_TURN = contextlib.nullcontext()
-
-Rows = slice | NDArray[np.integer[Any]]
-Array = NDArray[Any]
 
 
 def predict_until_killed(arena: Arena, wiring: Wiring, process: int, paths: dict[str, Path]) -> int:
@@ -119,9 +116,6 @@ class _Worker:
         self._inputs = config.inputs
         self._outputs = config.outputs
         self._fixed = all(spec.fixed for spec in (*config.inputs, *config.outputs))
-        if self._fixed:
-            self._input_rows = [arena.input_rows(i) for i in range(len(config.inputs))]
-            self._output_rows = [arena.member_rows(self._member, o) for o in range(len(config.outputs))]
         device = next(i for i, d in enumerate(config.devices) if d.name == config.cells[cell].device)
         # A GPU overlaps the batches of several processes; cores would only share their caches and slow both down.
         kind = config.devices[device].kind
@@ -131,6 +125,7 @@ class _Worker:
         self.brief = False
         """Whether the last batch was a short one."""
         self._model = self._load(device, paths)
+        self._passage = self._between_areas() if self._fixed else None
 
     def announce(self) -> None:
         """Say that this cell is ready to take work."""
@@ -161,6 +156,12 @@ class _Worker:
         self._arena.state[self._cell] = WARMING
         warm_up(self._name, model, config.inputs, config.outputs, self._batch_size)
         return model
+
+    def _between_areas(self) -> Passage:
+        arena, outputs = self._arena, self._outputs
+        inputs = [arena.input_rows(i) for i in range(len(self._inputs))]
+        answers = [arena.member_rows(self._member, o) for o in range(len(outputs))]
+        return Passage(self._name, self._model, inputs, answers, outputs)
 
     def waiting(self) -> int:
         """Entries that wait for this cell's member."""
@@ -249,31 +250,22 @@ class _Worker:
         entries[np.isin(entries[:, 1], batch[:, 1]), 3] = code
 
     def _compute(self, entries: Entries, batch: Entries) -> None:
-        rows = rows_of(batch)
-        count = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
-        inputs = self._gather(batch, rows)
-        outputs = self._predict(inputs, count)
-        if self._fixed:
-            for area, values in zip(self._output_rows, outputs, strict=True):
-                area[rows] = values
-        else:
-            self._scatter(entries, batch, outputs)
-        bad = bad_rows(outputs)
+        bad = self._of_any_shape(entries, batch) if self._passage is None else self._passage.compute(rows_of(batch))
         if bad is not None:
             ends = batch[:, 2].cumsum()
             hit = np.logical_or.reduceat(bad, (ends - batch[:, 2]).astype(np.intp))
             self._arena.errors[self._cell].set(f"member '{self._name}': returned NaN or infinity")
             self._mark(entries, batch[hit], NOT_FINITE)
 
-    def _predict(self, inputs: list[Array], count: int) -> list[Array]:
-        outputs = self._model.predict(inputs)
-        check_outputs(self._name, outputs, self._outputs, count)
-        return outputs
+    def _of_any_shape(self, entries: Entries, batch: Entries) -> NDArray[np.bool_] | None:
+        """What a passage does, for rows whose shapes vary from request to request."""
+        outputs = self._model.predict(self._gather(batch))
+        check_outputs(self._name, outputs, self._outputs, int(batch[:, 2].sum()))
+        self._scatter(entries, batch, outputs)
+        return bad_rows(outputs)
 
-    def _gather(self, batch: Entries, rows: Rows) -> list[Array]:
-        """The batch's input rows; a contiguous run is a view of the arena, not a copy."""
-        if self._fixed:
-            return [area[rows] for area in self._input_rows]
+    def _gather(self, batch: Entries) -> list[Array]:
+        """The batch's input rows; those of a single entry are a view of the arena, not a copy."""
         arena, gathered = self._arena, []
         for i, spec in enumerate(self._inputs):
             shape = tuple(arena.input_shapes[batch[0, 0], i, : len(spec.shape)].tolist())

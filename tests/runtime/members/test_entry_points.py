@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -101,7 +102,8 @@ def test_profile_tells_progress_and_results(request_for, onnx_mlp):
         *(("b", 1, 2), ("b", 4, 3), ("b", 0, 4)),
     ]
     assert all(p["deviceType"] == "cpu-1" and p["total"] == 4 for p in progress)
-    assert [result["batchSize"] for result in results] == [1, 4, 1, 4]
+    # Of each member first what was seen at once, then what it came to after several looks.
+    assert [result["batchSize"] for result in results] == [1, 4, 1, 4] * 2
     assert all(result["precision"] == "FP32" and len(result["digest"]) == 64 for result in results)
     assert all(0 < result["seconds"] < 1 for result in results)
     assert all(0 < result["memoryBytes"] < 64 * MIB < result["baselineBytes"] + 64 * MIB for result in results)
@@ -112,7 +114,7 @@ def test_profile_of_a_slot_leaves_its_records_for_kubernetes(request_for, onnx_m
     message = tmp_path / "termination-log"
     command = ("profile", "--termination-message", str(message), "/dev/stdin")
     records = lines(run(*command, document=request_for((1, 4), device=slot, m=onnx_mlp())))
-    assert unpack(message.read_text()) == [record for record in records if "digest" in record]
+    assert unpack(message.read_text()) == [record for record in records if "digest" in record][2:]
 
 
 def test_partition_of_slots_leaves_the_profile_of_the_pair_for_kubernetes(onnx_mlp, tmp_path):
@@ -143,7 +145,7 @@ def test_a_failure_leaves_its_reason_for_kubernetes(request_for, tmp_path):
 
 def test_profiled_bytes_are_the_weights_and_the_working_memory(request_for, wide):
     request = request_for((1, 8), classes=WIDE, features=WIDE, m=wide)
-    one, many = [record for record in lines(run("profile", "/dev/stdin", document=request)) if "digest" in record]
+    _, _, one, many = [record for record in lines(run("profile", "/dev/stdin", document=request)) if "digest" in record]
     row = 4 * WIDE
     assert one["memoryBytes"] >= 3 * row, "weights, input and output"
     assert many["memoryBytes"] >= 17 * row, "weights, inputs and outputs"
@@ -163,6 +165,38 @@ def profiling(request_for, wide, tmp_path):
         assert measuring
         yield process, measuring
         process.kill()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has none beside it")
+def test_the_core_sets_beside_a_measured_one_are_busy_and_end_with_the_command(request_for, onnx_mlp, core):
+    one, other = sorted(os.sched_getaffinity(0))[:2]
+    beside = core.model_copy(update={"name": "cpu1", "cores": (other,)})
+    peers = [device.model_dump(mode="json", by_alias=True) for device in (core, beside)]
+    request = request_for((1, 2, 4, 8), m=onnx_mlp()) | {"peers": peers}
+    command = [*COMMAND, "profile", "/dev/stdin"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        process.stdin.write(json.dumps(request))
+        process.stdin.close()
+        while "digest" not in process.stdout.readline():
+            assert process.poll() is None
+        measuring = {tuple(child.cpu_affinity()): child for child in psutil.Process(process.pid).children()}
+        assert measuring.keys() == {(one,), (other,)}
+        before = measuring[other,].cpu_times().user
+        while "digest" not in process.stdout.readline():
+            assert process.poll() is None
+        assert measuring[other,].cpu_times().user > before
+        process.kill()
+        process.wait()
+        _, alive = psutil.wait_procs(measuring.values(), timeout=30)
+        assert not alive
+
+
+def test_a_peer_that_cannot_compute_is_done_without(request_for, onnx_mlp, core):
+    absent = core.model_copy(update={"name": "cpu1", "cores": (100_000,)})
+    request = request_for((1,), m=onnx_mlp()) | {"peers": [absent.model_dump(mode="json", by_alias=True)]}
+    finished = run("profile", "/dev/stdin", document=request)
+    assert any("digest" in record for record in lines(finished))
+    assert "measured without a load on cpu1" in finished.stderr
 
 
 def test_a_size_that_the_measuring_process_does_not_survive_is_left_out(profiling):
