@@ -56,7 +56,10 @@ class Instance:
     memory: Ints
     """(T, M, K) bytes of the cell."""
     factor: Floats
-    """(T, M, M) interference factors; 1 where none was measured."""
+    """(T, M, M) interference factors; 1 where none was measured, and where `lost` has it."""
+    lost: Floats
+    """(T, M, M) seconds that a batch of the one takes longer after a batch of the other. Cores run one batch at a time:
+    what it costs to change, in caches and between processes, is the same whatever the size of the batches."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -77,6 +80,11 @@ class Instance:
     def interferes(self) -> bool:
         """Whether any factor differs from 1."""
         return bool((self.factor != 1).any())
+
+    @cached_property
+    def loses(self) -> bool:
+        """Whether a change between members costs anything."""
+        return bool(self.lost.any())
 
     @cached_property
     def running(self) -> Matrix:
@@ -161,6 +169,7 @@ def build(problem: Problem, *, every_batch: bool = False) -> Instance:
             for k, point in enumerate(column_points):
                 batch[t, m, k], memory[t, m, k] = point.batch_size, point.memory_bytes
                 seconds[t, m, k] = point.seconds / point.batch_size
+    factor, lost = _factors(problem, list(kinds), members)
     return Instance(
         problem=problem,
         device_order=tuple(devices),
@@ -173,7 +182,8 @@ def build(problem: Problem, *, every_batch: bool = False) -> Instance:
         batch=batch,
         seconds=seconds,
         memory=memory,
-        factor=_factors(problem, [t for _, t, _ in kinds], [problem.members[j].name for j in members]),
+        factor=factor,
+        lost=lost,
     )
 
 
@@ -225,11 +235,20 @@ def mib(count: int) -> int:
     return -(-count // 2**20)
 
 
-def _factors(problem: Problem, types: list[str], members: list[str]) -> Floats:
-    factor = np.ones((len(types), len(members), len(members)))
-    column = {name: i for i, name in enumerate(members)}
+def _factors(problem: Problem, kinds: list[tuple[str, str, int]], order: list[int]) -> tuple[Floats, Floats]:
+    """Factors, and of cores that members slow down for each other what a batch loses."""
+    factor = np.ones((len(kinds), len(order), len(order)))
+    lost = np.zeros(factor.shape)
+    members = [problem.members[j] for j in order]
+    column = {member.name: i for i, member in enumerate(members)}
     for (type_, one, other), value in problem.interference.items():
-        if one in column and other in column:
-            for t in (t for t, name in enumerate(types) if name == type_):
-                factor[t, column[one], column[other]] = factor[t, column[other], column[one]] = value
-    return factor
+        if one not in column or other not in column:
+            continue
+        pair = [column[one], column[other]], [column[other], column[one]]
+        profiles = [members[i].profiles[type_] for i in pair[0] if type_ in members[i].profiles]
+        for t, (kind, name, _) in enumerate(kinds):
+            if name == type_ and kind == DeviceKind.CPU and value < 1 and len(profiles) == 2:
+                lost[t][pair] = sum(profile.middle.seconds for profile in profiles) * (1 / value - 1) / 2
+            elif name == type_:
+                factor[t][pair] = value
+    return factor, lost

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ensemble_operator.planner.instance import Floats, Instance, Matrix
-from ensemble_operator.planner.throughput import Steady, room
+from ensemble_operator.planner.throughput import Steady, lost, room
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def pipeline(instance: Instance, matrix: Matrix, state: Steady) -> Pipeline:
     Where co-located members were measured to help or hinder each other, their batches are shortened or stretched by
     that.
     """
-    share = room(instance, matrix)
+    share, later = room(instance, matrix), lost(instance, matrix, instance.type_of)
     cells = []
     for d, m, part in zip(state.cell_device, state.cell_member, state.work, strict=True):
         kind, option = instance.type_of[d], matrix[d, m] - 1
@@ -46,6 +46,6 @@ def pipeline(instance: Instance, matrix: Matrix, state: Steady) -> Pipeline:
         points = sorted((int(instance.batch[kind, m, k]), float(instance.seconds[kind, m, k])) for k in known)
         rows, each = np.array(points).T
         limit = int(instance.batch[kind, m, option])
-        seconds = np.interp(np.arange(limit + 1), rows, rows * each) / share[d]
+        seconds = (np.interp(np.arange(limit + 1), rows, rows * each) + later[d, m]) / share[d]
         cells.append(Cell(int(d), int(m), limit, float(part), seconds))
     return Pipeline(tuple(cells), len(matrix), matrix.shape[1])

@@ -33,7 +33,8 @@ class Problem:
     members: tuple[PlanMember, ...]
     objective: Objective = field(default_factory=Objective)
     interference: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
-    """(device type, member, member) -> measured rate of the two side by side over their rate one after the other."""
+    """(device type, member, member) -> measured rate of the two side by side over their rate one after the other, each
+    at the middle of its batch sizes."""
     node_cost: float = 0.001
     """The fraction by which each further node must raise the rate to be worth crossing to."""
     running: Mapping[tuple[str, str, str], int] = field(default_factory=dict)

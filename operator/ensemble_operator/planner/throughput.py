@@ -6,7 +6,8 @@ share of member m's rows that the cell takes, the least time T per row is the li
     minimise T   such that   sum_d w[d, m] = 1 for each member,   sum_m p[d, m] * w[d, m] <= f[d] * T for each device,
 
 and the rate is 1 / T. f is 1, or the measured interference factor where cells are co-located, or the number of devices
-where identical ones are taken together. No cell can be busier than its whole time, whatever f.
+where identical ones are taken together. No cell can be busier than its whole time, whatever f. On cores p includes what
+a batch loses after one of another member.
 
 Solved by a primal simplex over a condensed dictionary: one cell of each member is expressed through the others, which
 leaves cells - members + 1 columns, some ten or twenty; a solve takes a fraction of a millisecond where a call of a
@@ -62,12 +63,28 @@ def room(instance: Instance, matrix: Matrix) -> Floats:
         return np.where(count > 1, (pairs - own) / (count * (count - 1)), 1.0)
 
 
+def lost(instance: Instance, matrix: Matrix, kinds: Ints) -> Floats:
+    """(D, M) seconds that a batch takes longer for its device's other members, any of which may have gone before it."""
+    there = (matrix != 0).astype(np.float64)
+    others: Floats = np.maximum(there.sum(axis=1, keepdims=True) - 1, 1)
+    mean: Floats = np.einsum("dmn,dn->dm", instance.lost[kinds], there) / others
+    return mean
+
+
+def _seconds(instance: Instance, matrix: Matrix, kinds: Ints) -> Floats:
+    """(N,) seconds per row of each cell; `kinds` are the rows' types."""
+    rows, columns = np.nonzero(matrix)
+    at = kinds[rows], columns, matrix[rows, columns] - 1
+    alone: Floats = instance.seconds[at]
+    return alone + lost(instance, matrix, kinds)[rows, columns] / instance.batch[at] if instance.loses else alone
+
+
 def steady(instance: Instance, matrix: Matrix) -> Steady:
     """The steady state of a matrix in which every member has a cell."""
     if len(matrix) > _GROUP_FROM:
         return _grouped(instance, matrix)
     rows, columns = np.nonzero(matrix)
-    cost = instance.seconds[instance.type_of[rows], columns, matrix[rows, columns] - 1]
+    cost = _seconds(instance, matrix, instance.type_of)
     return solve(rows, columns, cost, room(instance, matrix), np.ones(len(matrix)), matrix.shape[1])
 
 
@@ -78,7 +95,7 @@ def _grouped(instance: Instance, matrix: Matrix) -> Steady:
     _, first, group, count = np.unique(whole, return_index=True, return_inverse=True, return_counts=True)
     rows, columns = np.nonzero(matrix[first])
     kinds = instance.type_of[first]
-    cost = instance.seconds[kinds[rows], columns, matrix[first][rows, columns] - 1]
+    cost = _seconds(instance, matrix[first], kinds)
     share = room(instance, matrix)[first] * count
     small = solve(rows, columns, cost, share, count.astype(np.float64), matrix.shape[1])
     work, busy = np.zeros(matrix[first].shape), np.zeros(matrix[first].shape)
