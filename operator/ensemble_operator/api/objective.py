@@ -47,6 +47,19 @@ class Objective(Schema):
     )
     request_rows: int = Field(1, ge=1, le=65_536, description="Rows of a request, where latency is what counts.")
 
+    node_cost: float = Field(
+        0.001,
+        ge=0,
+        le=1,
+        description="The fraction by which each further node must raise the rate to be worth crossing to.",
+    )
+    move_cost: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="The fraction by which each started or changed cell must raise a running plan's rate.",
+    )
+
     @model_validator(mode="after")
     def _figures_fit_goal(self) -> Self:
         required, optional = _REQUIRED[self.goal], _OPTIONAL.get(self.goal, ())

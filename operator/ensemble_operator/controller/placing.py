@@ -120,7 +120,17 @@ def solved(request: Request, devices: Iterable[Device], running: Running, solve:
     there = tuple(sorted(devices, key=lambda d: (d.node, d.name)))
     if not there:
         raise OutOfMemoryError("no device is free")
-    plan = solve(Problem(there, request.members, request.objective, request.interference, running=running))
+    objective = request.objective
+    problem = Problem(
+        there,
+        request.members,
+        objective,
+        request.interference,
+        node_cost=objective.node_cost,
+        running=running,
+        move_cost=objective.move_cost,
+    )
+    plan = solve(problem)
     return Placed(plan, tuple(sorted(plan.devices, key=lambda d: (d.node, d.name))))
 
 

@@ -96,7 +96,15 @@ def question(
                 f"on {', '.join(types)}; add a ModelProfile for it"
             )
         members.append(PlanMember(member.name, known, over))
-    return Problem(tuple(devices), tuple(members), spec.objective, _interference(spec, digests, profiles))
+    objective = spec.objective
+    return Problem(
+        tuple(devices),
+        tuple(members),
+        objective,
+        _interference(spec, digests, profiles),
+        node_cost=objective.node_cost,
+        move_cost=objective.move_cost,
+    )
 
 
 def _types(member: MemberSpec, devices: Sequence[Device]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import pytest
 
 from ensemble_operator.api.objective import Goal, Objective
 from ensemble_operator.controller.allotment import Allotment, allot
-from ensemble_operator.controller.placing import Copy, Request, catalogue
+from ensemble_operator.controller.placing import Copy, Request, catalogue, solved
 from ensemble_operator.inventory.device import Device
 from ensemble_operator.inventory.node import Inventory, Node, Taint
 from ensemble_operator.inventory.terms import Terms
@@ -83,6 +83,19 @@ def test_a_copy_stays_on_one_node_if_one_suffices() -> None:
 def test_it_crosses_nodes_if_none_suffices() -> None:
     found = allot([want("x/a", 30, 30)], cluster(node("a", 1), node("b", 1)), solve)
     assert nodes_of(found, "x/a") == ["a", "b"]
+
+
+@pytest.mark.parametrize(("cost", "nodes"), [(0.0, {"n1", "n2"}), (1.0, {"n1"})])
+def test_dear_nodes_are_not_crossed_to(cost: float, nodes: set[str]) -> None:
+    request = want("x/a", 10, most=2, objective=Objective(node_cost=cost))
+    assert solved(request, [*gpus("n1", 1), *gpus("n2", 1)], {}, solve).nodes == nodes
+
+
+@pytest.mark.parametrize(("cost", "moved"), [(0.0, True), (1.0, False)])
+def test_dear_moves_are_not_made(cost: float, moved: bool) -> None:
+    request = want("x/a", 10, most=2, objective=Objective(move_cost=cost))
+    running = {("n1", "gpu0", "m0"): 8}
+    assert (solved(request, gpus("n1", 2), running, solve).running != running) is moved
 
 
 def test_no_more_devices_than_the_limit_and_by_default_none_beyond_the_members() -> None:

@@ -61,6 +61,12 @@ def test_a_member_without_any_device_is_named() -> None:
         usable(manifest(devices={"kinds": ["GPU"]}).ensemble.spec, [CPU])
 
 
+def test_the_manifest_says_what_nodes_and_moves_cost() -> None:
+    plain, dear = manifest(), manifest(objective={"nodeCost": 0.2, "moveCost": 0.3})
+    problems = [question(found.ensemble.spec, DIGESTS, [CPU], known("cpu-1")) for found in (plain, dear)]
+    assert [(problem.node_cost, problem.move_cost) for problem in problems] == [(0.001, 0.01), (0.2, 0.3)]
+
+
 def test_of_too_many_devices_the_most_capable_stay() -> None:
     small, large = (replace(GPU, name=f"gpu{i}", memory_bytes=i * 2**30) for i in (1, 2))
     found = [CPU, small, large]
