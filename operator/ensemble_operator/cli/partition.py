@@ -115,6 +115,8 @@ def _shown(name: str, found: Mapping[str, Any]) -> Any:
     told = [f"{best / found['choice']['makespanMs']:.2f}x of the quicker device alone"]
     if "measuredMs" in found:
         told.append(f"run as chosen: {figure(found['measuredMs'])} ms, {best / found['measuredMs']:.2f}x")
+    if "threadsMs" in found:
+        told.append(f"whole, by threads on both: {figure(found['threadsMs'])} ms, {best / found['threadsMs']:.2f}x")
     if "gap" in found:
         gap = found["gap"]
         told.append(f"{gap['fraction']:.2%} above the {'proven best' if gap['proven'] else 'best that was found'}")

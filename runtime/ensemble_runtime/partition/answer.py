@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from ensemble_runtime.partition.planning import Choice, Costs, Planned, plan
 from ensemble_runtime.partition.schedule import NoScheduleError
 from ensemble_runtime.partition.second import PROCESS_BYTES
 from ensemble_runtime.partition.simulation import SimulatedGpu
-from ensemble_runtime.partition.trial import executed
+from ensemble_runtime.partition.together import able
+from ensemble_runtime.partition.trial import executed, threaded
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +83,9 @@ def partition(request: PartitionRequest, cache: Path) -> Iterator[dict[str, Any]
         raise ManifestError(f"{request.devices[1].name}: the second device has to be a set of cores")
     costs = Costs(request.devices, request.simulated)
     for rows in request.batch_sizes:
+        graph = parse(model, _shapes(model, request, rows))
         try:
-            planned = plan(parse(model, _shapes(model, request, rows)), wanted, costs, chart=request.chart)
+            planned = plan(graph, wanted, costs, chart=request.chart)
         except NoScheduleError as error:
             if rows == request.batch_sizes[0]:
                 raise
@@ -94,22 +97,29 @@ def partition(request: PartitionRequest, cache: Path) -> Iterator[dict[str, Any]
         if planned.choice.split and not request.simulated:
             choice = planned.choice
             answer["measuredMs"] = 1000 * executed(choice.opened.graph, choice.placement, request.devices)
+        quick = wanted.objective is PartitionObjective.LATENCY and not request.simulated and able(request.devices)
+        threads = threaded(graph, request.devices) if quick else math.inf
+        if quick:
+            answer["threadsMs"] = 1000 * threads
         yield {
             "digest": found.sha256,
             "batchSize": rows,
             "fixedBytes": fixed,
-            **_profiled(request, planned, fixed),
+            **_profiled(request, planned, fixed, threads),
             **answer,
         }
 
 
-def _profiled(request: PartitionRequest, planned: Planned, fixed: int) -> dict[str, Any]:
-    """What a cell costs on the pair, its second process included."""
-    schedule, split = planned.choice.schedule, planned.choice.split
+def _profiled(request: PartitionRequest, planned: Planned, fixed: int, threads: float) -> dict[str, Any]:
+    """What a cell costs on the pair, its second process included, or as one process on threads if that is quicker."""
+    schedule, split, whole = planned.choice.schedule, planned.choice.split, planned.baselines[0]
+    seconds = min(schedule.makespan, threads)
+    if threads < schedule.makespan and whole is not None:
+        schedule, split = whole.schedule, False
     return {
         "deviceType": ":".join(device.type for device in request.devices),
         "precision": request.member.precision.value,
-        "seconds": schedule.makespan,
+        "seconds": seconds,
         "memoryBytes": schedule.scarce_bytes + fixed,
         "secondBytes": schedule.other_bytes + PROCESS_BYTES * split,
     }

@@ -7,6 +7,8 @@ how a layer of any kind is opened by gates where both devices are cores. Each co
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ensemble_runtime.config import Device, DeviceKind, Member, TensorSpec
@@ -20,6 +22,30 @@ def able(devices: Devices) -> bool:
     return all(device.kind is DeviceKind.CPU and device.cores for device in devices)
 
 
+def joined(devices: Devices) -> Device:
+    """The cores of both as one device."""
+    first, second = devices
+    cores = (*first.cores, *second.cores)
+    return Device(
+        name=f"{first.name}-{second.name}",
+        kind=DeviceKind.CPU,
+        type=f"cpu-{len(cores)}",
+        memory_bytes=first.memory_bytes + second.memory_bytes,
+        cores=cores,
+    )
+
+
+@contextmanager
+def threads_on(device: Device) -> Iterator[None]:
+    """Have the threads that are born meanwhile on all cores but the first, which is the caller's."""
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, device.cores[1:])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
+
+
 def together(
     member: Member, path: Path, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], devices: Devices
 ) -> OnnxModel:
@@ -28,18 +54,6 @@ def together(
     Raises:
         ModelInvalidError: As of `members.loading.load`.
     """
-    first, second = devices
-    cores = (*first.cores, *second.cores)
-    both = Device(
-        name=f"{first.name}-{second.name}",
-        kind=DeviceKind.CPU,
-        type=f"cpu-{len(cores)}",
-        memory_bytes=first.memory_bytes + second.memory_bytes,
-        cores=cores,
-    )
-    own = os.sched_getaffinity(0)
-    try:
-        os.sched_setaffinity(0, cores[1:])  # where the threads that are born here will be
+    both = joined(devices)
+    with threads_on(both):
         return OnnxModel(member, path, inputs, outputs, both, spins=True)
-    finally:
-        os.sched_setaffinity(0, own)

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
+import onnxruntime
+
 from ensemble_runtime.config import Device
 from ensemble_runtime.members.model import Array, Model
+from ensemble_runtime.members.onnx_model import options, providers
 from ensemble_runtime.partition.costs import Place, random_inputs
 from ensemble_runtime.partition.execute import Executor
 from ensemble_runtime.partition.graph import Graph, Placement
+from ensemble_runtime.partition.together import joined, threads_on
 
 _ROUNDS = 5
 _SECONDS = 0.05
@@ -57,6 +61,25 @@ def executed(graph: Graph, placement: Placement, devices: tuple[Device, Device])
             return min(rounds)
         finally:
             executor.close()
+    finally:
+        place.close()
+
+
+def threaded(graph: Graph, devices: tuple[Device, Device]) -> float:
+    """The same of the whole graph on ONNX Runtime's own threads, on two sets of cores (see `together`)."""
+    given = random_inputs(graph)
+    model, both = graph.model.SerializeToString(), joined(devices)
+    place = Place(devices[0])
+
+    def opened() -> onnxruntime.InferenceSession:
+        with threads_on(both):
+            return onnxruntime.InferenceSession(model, options(both, spins=True), providers=providers(both))
+
+    try:
+        session = place.call(opened).result()
+        batch = partial(session.run, list(graph.outputs), {name: given[name] for name in graph.inputs})
+        rounds: list[float] = [place.call(_seconds, batch).result() for _ in range(_ROUNDS)]
+        return min(rounds)
     finally:
         place.close()
 
