@@ -9,8 +9,11 @@ import pytest
 from ensemble_operator.api.manifest import load_manifest
 from ensemble_operator.cli import measuring
 from ensemble_operator.inventory.device import Device
+from ensemble_operator.manifests.question import question
+from ensemble_operator.planner.solve import make_plan
+from ensemble_operator.profiles.profile import Point, Profile
 from ensemble_operator.profiles.store import ProfileStore
-from ensemble_operator.profiles.table import Want
+from ensemble_operator.profiles.table import Want, table
 from ensemble_runtime.config import DeviceKind
 
 DIGEST = "a" * 64
@@ -42,6 +45,27 @@ def test_core_sets_are_measured_beside_the_others_and_the_last_look_counts(
     digests = {"big": DIGEST, "small": "b" * 64}
     found = measuring.measure(spec, digests, [gpu, core_set(0), core_set(1)], [want], store)
     assert [[device["name"] for device in document["peers"]] for document in asked] == [["cpu0", "cpu1"]]
-    for table in (found, store.load([(DIGEST, "cpu-1", "FP32")])):
-        profile = table.get(DIGEST, "cpu-1", "FP32")
+    for known in (found, store.load([(DIGEST, "cpu-1", "FP32")])):
+        profile = known.get(DIGEST, "cpu-1", "FP32")
         assert profile and [point.seconds for point in profile.points] == [0.1, 0.2]
+
+
+def test_pairs_are_measured_at_the_middle_of_their_batch_sizes_whatever_the_plan(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def records(command: str, *, document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        asked.append(document)
+        yield {"digest": DIGEST, "other": "b" * 64, "factor": 0.9}
+
+    monkeypatch.setattr(measuring, "records", records)
+    spec = load_manifest(manifest.read_text(), folder="/").ensemble.spec
+    digests = {"big": DIGEST, "small": "b" * 64}
+    points = [Point(size, 0.01 * size**0.5, 1) for size in (1, 8, 16)]
+    profiles = table(Profile(digest, "cpu-1", "FP32", tuple(points)) for digest in digests.values())
+    plan = make_plan(question(spec, digests, [core_set(0)], profiles))
+    assert plan.matrix == ((16, 16),)
+    found = measuring.measure_pairs(spec, digests, profiles, plan, ProfileStore(tmp_path, "here"))
+    assert [document["batchSizes"] for document in asked] == [{"big": 8, "small": 8}]
+    assert found.interference == {("cpu-1", DIGEST, "b" * 64): 0.9}
