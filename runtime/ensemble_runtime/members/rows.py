@@ -14,7 +14,7 @@ from ensemble_runtime.config import TensorSpec
 from ensemble_runtime.members.checks import bad_rows, check_outputs, random_rows, warm_up
 from ensemble_runtime.members.model import Array, Model
 
-Rows = slice | NDArray[np.integer[Any]]
+Rows = slice | list[int] | NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ class TorchModel:
         self._device = device
         floating = {spec.datatype for spec in inputs} & {Datatype.FP16, Datatype.FP32, Datatype.FP64}
         self._private_inputs = False
+        self._inference = torch.inference_mode()
         self._as_is = device.type == "cpu" and precision is torch.float32 and floating <= {Datatype.FP32}
 
     def computing(self, compute: Callable[..., Any]) -> TorchModel:
@@ -75,11 +76,13 @@ class TorchModel:
         """See `Model.predict`."""
         if self._private_inputs:
             inputs = [values.copy() for values in inputs]
-        with torch.inference_mode():
+        with self._inference:
             if self._as_is:
                 answer = self._compute(*map(torch.from_numpy, inputs))
             else:
                 answer = self._compute(*map(self._onto_device, inputs))
+        if self._as_is and len(self._outputs) == 1 and isinstance(answer, torch.Tensor):
+            return [as_declared(self._onto_host(answer), self._outputs[0])]  # most members: nothing to look up
         return [
             as_declared(self._onto_host(tensor), spec)
             for tensor, spec in zip(_ordered(answer, self._names, self._outputs), self._outputs, strict=True)

@@ -254,12 +254,13 @@ class Ring:
     It cannot: entries in flight are never more than rows in flight, each entry having a row of its own.
     """
 
-    __slots__ = ("_ends", "_entries", "_mask", "table", "words")
+    __slots__ = ("_counts", "_ends", "_entries", "_mask", "table", "words")
 
     def __init__(self, ends: memoryview, entries: memoryview, capacity: int) -> None:
         self._ends = ends
         self._entries = entries
         self.words = entries.cast("I")
+        self._counts = self.words[2::4]
         self.table: NDArray[np.uint32] = np.frombuffer(entries, "u4").reshape(capacity, 4)
         self._mask = capacity - 1
 
@@ -302,11 +303,24 @@ class Ring:
             self._entries[: end - len(self._entries)] = blob[first:]
         self._ends[8] = tail + count
 
-    def first(self) -> tuple[int, int, int, int]:
-        """The first entry's four words."""
-        begin = (self._ends[0] & self._mask) * 4
-        words = self.words
-        return words[begin], words[begin + 1], words[begin + 2], words[begin + 3]
+    def rows(self, count: int) -> list[int]:
+        """The rows of each of the first `count` entries."""
+        begin = self._ends[0] & self._mask
+        end = begin + count
+        if end <= self._mask + 1:
+            return self._counts[begin:end].tolist()
+        return self._counts[begin:].tolist() + self._counts[: end - self._mask - 1].tolist()
+
+    def copy(self, count: int, area: memoryview) -> None:
+        """Copy the first `count` entries to the beginning of an area."""
+        begin = (self._ends[0] & self._mask) * ENTRY_BYTES
+        end = begin + count * ENTRY_BYTES
+        whole = len(self._entries)
+        if end <= whole:
+            area[: end - begin] = self._entries[begin:end]
+        else:
+            area[: whole - begin] = self._entries[begin:]
+            area[whole - begin : end - begin] = self._entries[: end - whole]
 
     def peek(self, count: int) -> NDArray[np.uint32]:
         """The first `count` entries, (count, 4), copied where they wrap around."""

@@ -29,8 +29,8 @@ Array = NDArray[Any]
 CANCEL, EXPIRE = range(1, 3)
 
 _RECORD = Struct("<IIII")
-_FEW = 3
-"""So many reports are taken one by one sooner than numpy takes them together."""
+_FEW = 16
+"""So many reports are looked at one by one sooner than numpy looks at them together."""
 _MANY_ROWS = 16
 """Reports of so many rows each are taken one by one as well: slices of rows need no index arrays."""
 
@@ -75,22 +75,16 @@ class Combiner:
     def turn(self) -> bool:
         """Take in all reports and controls; returns whether the gateway has something to read."""
         for index, reports in enumerate(self._arena.reports):
-            waiting = len(reports)
-            if waiting and index in self._naming:
-                self._take_named(reports.peek(waiting))
-                reports.head += waiting
-            elif waiting <= _FEW and self._streaming:
-                for _ in range(waiting):
-                    self._take_single(index, *reports.first())
-                    reports.head += 1
-            elif waiting:
-                entries = reports.peek(waiting)
-                if self._streaming and entries[:, 2].sum() >= _MANY_ROWS * waiting:
-                    for slot, row, count, code in entries.tolist():
-                        self._take_single(index, slot, row, count, code)
-                else:
-                    self._take(index, entries)
-                reports.head += waiting
+            if not (waiting := len(reports)):
+                continue
+            entries = reports.peek(waiting)
+            if index in self._naming:
+                self._take_named(entries)
+            elif self._streaming and (waiting <= _FEW or entries[:, 2].sum() >= _MANY_ROWS * waiting):
+                self._take_few(index, entries.tolist())
+            else:
+                self._take(index, entries)
+            reports.head += waiting
         controls = self._arena.controls
         if waiting := len(controls):
             for slot, generation, operation, _ in controls.peek(waiting).tolist():
@@ -184,6 +178,31 @@ class Combiner:
         if self._closures and self._closed[slots].any():
             return False
         return not self._irregular or self._irregular.isdisjoint(slots.tolist())
+
+    def _take_few(self, index: int, entries: list[list[int]]) -> None:
+        """A few reports, or some of many rows: with little of numpy if nothing is wrong."""
+        row_count = self._row_count
+        plain = not self._closures and not self._irregular and len(entries) > 1
+        place = self._places_of_rings[index] if plain else None
+        if place is None or any(code != ARRIVED or row_count[slot] != 1 for slot, _, _, code in entries):
+            for slot, row, count, code in entries:
+                self._take_single(index, slot, row, count, code)
+            return
+        member, everybody, remaining = self._combined[place], len(self._combined), self._remaining
+        status, offset = self._status, member * self._arena.geometry.rows
+        fresh, last = [], []
+        for slot, row, _, _ in entries:
+            left = remaining[slot]
+            remaining[slot] = left - 1
+            status[offset + row] = ARRIVED
+            fresh.append(left == everybody)
+            if left == 1:
+                last.append((slot, row))
+        rows = np.array([row for _, row, _, _ in entries], np.intp)
+        self._fold(rows, fresh[0] if len(set(fresh)) == 1 else np.array(fresh), member, place)
+        if last:
+            complete = np.array(last, np.uint32)
+            self._complete(complete[:, 0], complete[:, 1])
 
     def _take_single(self, index: int, slot: int, row: int, count: int, code: int) -> None:
         """One report, of a lone client's request or of many rows: with little of numpy if nothing is wrong."""

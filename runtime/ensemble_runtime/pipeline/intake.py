@@ -8,11 +8,14 @@ the supervisor knows to the entry what died with a process.
 from __future__ import annotations
 
 import fcntl
+from array import array
+from bisect import bisect_right
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_runtime.pipeline.arena import ENTRY_BYTES, Arena, Journal, Ring
+from ensemble_runtime.pipeline.arena import ARRIVED, ENTRY_BYTES, Arena, Journal, Ring
 
 Entries = NDArray[np.uint32]
 """(k, 4): request slot, first row, row count, attempts so far (in a queue) or code (in a report)."""
@@ -40,7 +43,10 @@ class Intake:
             p for p, hosted in enumerate(arena.geometry.processes) if cell not in hosted and set(hosted) & set(cells)
         ]
         self._journal = arena.journals[cell]
+        self._in_hand = self._journal.entries.cast("I")
         self._reports = arena.reports[cell]
+        self._arrived = memoryview(array("I", [ARRIVED] * self._limit))
+        self._lock = MemberLock(arena, self.member, cell)
 
     def waiting(self) -> int:
         """Entries that nobody has taken yet."""
@@ -49,44 +55,46 @@ class Intake:
 
     def waiting_rows(self) -> int:
         """Rows of the entries that nobody has taken yet."""
-        return sum(_rows(ring, waiting) for ring in self._rings if (waiting := len(ring)))
+        return sum(sum(ring.rows(waiting)) for ring in self._rings if (waiting := len(ring)))
 
-    def take(self) -> Entries | None:
-        """Take a fair share of what waits, up to the batch size in rows; None if nothing waits."""
+    def take(self) -> int:
+        """Take a fair share of what waits, up to the batch size in rows; returns how many entries are in hand now."""
         if not self.waiting():
-            return None
+            return 0
         if self._alone:
             return self._take()
-        with MemberLock(self._arena, self.member, self._cell):
+        with self._lock:
             return self._take()
 
-    def _take(self) -> Entries | None:
+    def words(self, count: int) -> list[int]:
+        """The words of so many entries in hand, four each: between batches that fill the caches numpy comes dear."""
+        return self._in_hand[: 4 * count].tolist()
+
+    def entries(self, count: int) -> Entries:
+        """A copy of so many entries in hand."""
+        return np.array(self._in_hand[: 4 * count], np.uint32).reshape(-1, 4)
+
+    def _take(self) -> int:
         for index, ring in enumerate(self._rings):
             if waiting := len(ring):
-                entries = self._choose(index, ring, waiting)
-                self._claim(index, ring, entries)
-                return entries
-        return None
+                count = self._share(index, ring, waiting)
+                self._claim(index, ring, count)
+                return count
+        return 0
 
-    def _choose(self, index: int, ring: Ring, waiting: int) -> Entries:
+    def _share(self, index: int, ring: Ring, waiting: int) -> int:
         # What was in hand when a process died runs alone, so that it can take no other request down with it.
         if index == AGAIN or waiting == 1:
-            return ring.peek(1).copy()
+            return 1
         idle = self._arena.idle
-        workers = 1 + sum(idle[p] for p in self._siblings) if self._siblings else 1
-        share = min(-(-waiting // workers), self._limit)
-        entries = ring.peek(share)
-        rows = entries[:, 2]
-        if share > 1 and int(rows.sum()) > self._limit:
-            entries = entries[: max(1, int(np.searchsorted(rows.cumsum(), self._limit, "right")))]
-        return entries.copy()
+        workers = 1 + sum([idle[process] for process in self._siblings])
+        return _within(ring.rows(min(-(-waiting // workers), self._limit)), self._limit)
 
-    def _claim(self, index: int, ring: Ring, entries: Entries) -> None:
-        words, area = self._journal.words, self._journal.entries
-        count = len(entries)
-        area[: count * ENTRY_BYTES] = entries.view("u1").reshape(-1).data
+    def _claim(self, index: int, ring: Ring, count: int) -> None:
+        words, start = self._journal.words, ring.head
+        ring.copy(count, self._journal.entries)
         words[_RING] = index
-        words[_START] = start = ring.head
+        words[_START] = start
         words[_REPORT_TAIL] = self._reports.tail
         words[_COUNT] = count
         # Before the entries leave the queue: whoever counts them as taken must count this process as busy.
@@ -98,9 +106,19 @@ class Intake:
         self._reports.push(entries.view("u1").reshape(-1).data)
         self._journal.words[_COUNT] = 0
 
+    def report_arrived(self, count: int) -> None:
+        """Publish that all rows of all that was taken are there."""
+        report = bytearray(self._journal.entries[: count * ENTRY_BYTES])
+        memoryview(report).cast("I")[3::4] = self._arrived[:count]
+        self._reports.push(report)
+        self._journal.words[_COUNT] = 0
 
-def _rows(ring: Ring, waiting: int) -> int:
-    return ring.first()[2] if waiting == 1 else int(ring.peek(waiting)[:, 2].sum())
+
+def _within(rows: list[int], limit: int) -> int:
+    """How many of these entries come to no more than so many rows; at least one."""
+    if sum(rows) <= limit:
+        return len(rows)
+    return max(1, bisect_right(list(accumulate(rows)), limit))
 
 
 class MemberLock:

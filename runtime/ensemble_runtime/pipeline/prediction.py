@@ -11,6 +11,7 @@ import select
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,10 +81,9 @@ def _serve(arena: Arena, process: int, doorbell: int, workers: list[_Worker]) ->
 
     lingering = False
     while True:
-        waited_for = [worker for worker in workers if worker.waiting()]
-        if waited_for:
-            # The member that is furthest behind goes first; see `turns`.
-            worker = waited_for[0] if len(waited_for) == 1 else max(waited_for, key=_Worker.waiting_rows)
+        # The member that is furthest behind goes first; see `turns`.
+        worker = workers[0] if len(workers) == 1 else max(workers, key=_Worker.waiting_rows)
+        if worker.waiting():
             worker.work()
             lingering = worker.brief
             continue
@@ -111,7 +111,7 @@ class _Worker:
         self._process = arena.geometry.process_of(cell)
         self._doorbell = wiring.workers[self._process]
         self._delay = config.serving.batch_delay_ms / 1000
-        self._counters = arena.counters[cell]
+        self._counters = arena.counters[cell].data  # a word at a time; see `Arena`
         self._flags = arena.flags.data
         self._inputs = config.inputs
         self._outputs = config.outputs
@@ -179,23 +179,50 @@ class _Worker:
         # request alone on cores is computed in the time that it would take to arrange for a turn.
         alone = self.brief and self._may_interrupt and self._intake.waiting() == 1
         with _NO_TURN if alone else self._turn:
-            entries = self._intake.take()
-            if entries is not None:
-                self._see_through(entries)
+            if count := self._intake.take():
+                self._see_through(count)
 
-    def _see_through(self, entries: Entries) -> None:
-        started = time.monotonic_ns()
-        self._run(entries)
-        self._arena.batch_started[self._cell] = 0
+    def _see_through(self, count: int) -> None:
         counters = self._counters
+        self._arena.batch_started[self._cell] = started = time.monotonic_ns()
+        words = self._intake.words(count)
+        entries = self._compute_all(count, words)
+        self._arena.batch_started[self._cell] = 0
         counters[0] += 1
-        counters[1] += entries[0, 2] if len(entries) == 1 else entries[:, 2].sum()
+        counters[1] += sum(words[2::4])
         spent = time.monotonic_ns() - started
         counters[2] += spent
         self.brief = spent < _BRIEF * 1e9
-        self._intake.report(entries)
+        if entries is None:
+            self._intake.report_arrived(count)
+        else:
+            self._intake.report(entries)
         ring(self._combiner)
         self._arena.idle[self._process] = 1
+
+    def _compute_all(self, count: int, words: list[int]) -> Entries | None:
+        """Compute what is in hand; returns the entries with a code each, or None if all their rows are there."""
+        if self._passage is None or self._any_cancelled(words[::4]):
+            return self._compute_apart(self._arrived(count))
+        try:
+            bad = self._passage.compute(rows_of_words(words))
+            if bad is None:
+                return None
+            entries = self._arrived(count)
+            self._mark_bad(entries, entries, bad)
+        except Exception as error:  # a model may raise anything; the process has to go on
+            entries = self._arrived(count)
+            self._blame(entries, entries, error)
+        return entries
+
+    def _arrived(self, count: int) -> Entries:
+        entries = self._intake.entries(count)
+        entries[:, 3] = ARRIVED
+        return entries
+
+    def _any_cancelled(self, slots: list[int]) -> bool:
+        flags = self._flags
+        return any(flags[slot] & CANCELLED for slot in slots)
 
     def _await_more(self) -> None:
         """Give a fuller batch the time that the manifest grants."""
@@ -204,58 +231,48 @@ class _Worker:
             if select.select([self._doorbell], [], [], rest)[0]:
                 sleep_until_rung(self._doorbell)
 
-    def _run(self, entries: Entries) -> None:
-        """Compute all entries; their last column becomes the code of each."""
-        entries[:, 3] = ARRIVED
-        if len(entries) == 1 and not self._flags[int(entries[0, 0])] & CANCELLED:
-            self._attempt(entries, entries)
-            return
+    def _compute_apart(self, entries: Entries) -> Entries:
+        """Compute entries in as many batches as their shapes ask for, without those that nobody waits for any more."""
         cancelled = self._arena.flags[entries[:, 0]] & CANCELLED
-        if cancelled.any():
-            entries[cancelled != 0, 3] = SKIPPED
-            for group in self._groups(entries[cancelled == 0]):
-                self._attempt(entries, group)
-        elif self._fixed:
-            self._attempt(entries, entries)
-        else:
-            for group in self._groups(entries):
-                self._attempt(entries, group)
-
-    def _groups(self, entries: Entries) -> Iterator[Entries]:
-        return alike(self._arena, entries, fixed=self._fixed)
+        entries[cancelled != 0, 3] = SKIPPED
+        for group in alike(self._arena, entries[cancelled == 0], fixed=self._fixed):
+            self._attempt(entries, group)
+        return entries
 
     def _attempt(self, entries: Entries, batch: Entries) -> None:
-        """Compute a batch; if the model fails on it, each request alone, so that it fails only those it must."""
+        """Compute a batch; the last column of its entries becomes the code of each."""
         # Each attempt has the member's time for a batch: many that fail one by one are no hang.
         self._arena.batch_started[self._cell] = time.monotonic_ns()
         try:
-            self._compute(entries, batch)
-        except ModelInvalidError as error:
-            self._blame(entries, batch, MISSHAPEN, str(error))
+            bad = self._of_any_shape(entries, batch) if self._passage is None else self._passage.compute(rows_of(batch))
         except Exception as error:  # a model may raise anything; the process has to go on
-            self._blame(entries, batch, RAISED, f"member '{self._name}': {first_line(error)}")
+            self._blame(entries, batch, error)
+        else:
+            self._mark_bad(entries, batch, bad)
 
-    def _blame(self, entries: Entries, batch: Entries, code: int, message: str) -> None:
+    def _blame(self, entries: Entries, batch: Entries, error: Exception) -> None:
+        """A model failed on a batch: try each request alone, so that it fails only those it must."""
         if len(batch) > 1:
             for i in range(len(batch)):
                 self._attempt(entries, batch[i : i + 1])
             return
-        self._mark(entries, batch, code)
+        misshapen = isinstance(error, ModelInvalidError)
+        message = str(error) if misshapen else f"member '{self._name}': {first_line(error)}"
+        self._mark(entries, batch, MISSHAPEN if misshapen else RAISED)
         self._arena.errors[self._cell].set(message)
         log.warning("prediction failed", extra={"member": self._name, "error": message})
 
-    def _mark(self, entries: Entries, batch: Entries, code: int) -> None:
-        self._counters[3] += len(batch)
-        # First rows are unique among the entries in hand.
-        entries[np.isin(entries[:, 1], batch[:, 1]), 3] = code
-
-    def _compute(self, entries: Entries, batch: Entries) -> None:
-        bad = self._of_any_shape(entries, batch) if self._passage is None else self._passage.compute(rows_of(batch))
+    def _mark_bad(self, entries: Entries, batch: Entries, bad: NDArray[np.bool_] | None) -> None:
         if bad is not None:
             ends = batch[:, 2].cumsum()
             hit = np.logical_or.reduceat(bad, (ends - batch[:, 2]).astype(np.intp))
             self._arena.errors[self._cell].set(f"member '{self._name}': returned NaN or infinity")
             self._mark(entries, batch[hit], NOT_FINITE)
+
+    def _mark(self, entries: Entries, batch: Entries, code: int) -> None:
+        self._counters[3] += len(batch)
+        # First rows are unique among the entries in hand.
+        entries[np.isin(entries[:, 1], batch[:, 1]), 3] = code
 
     def _of_any_shape(self, entries: Entries, batch: Entries) -> NDArray[np.bool_] | None:
         """What a passage does, for rows whose shapes vary from request to request."""
@@ -313,7 +330,7 @@ def alike(arena: Arena, entries: Entries, *, fixed: bool) -> Iterator[Entries]:
         yield entries[places]
 
 
-def rows_of(batch: Entries) -> Rows:
+def rows_of(batch: Entries) -> slice | NDArray[np.integer[Any]]:
     """The arena's rows that entries stand for, in their order: a slice where they are one run."""
     first, counts = batch[:, 1], batch[:, 2]
     if len(batch) == 1:
@@ -327,6 +344,21 @@ def rows_of(batch: Entries) -> Rows:
     offsets = np.repeat(ends.astype(np.intp) - counts.cumsum(dtype=np.intp), counts)
     rows: NDArray[np.intp] = np.arange(len(offsets), dtype=np.intp) + offsets
     return rows
+
+
+def rows_of_words(words: list[int]) -> Rows:
+    """The same as `rows_of` from the entries' words, with numpy only where entries of many rows are scattered."""
+    firsts, counts = words[1::4], words[2::4]
+    end = firsts[0]
+    for first, count in zip(firsts, counts, strict=True):
+        if first != end:
+            break
+        end += count
+    else:
+        return slice(firsts[0], end)
+    if sum(counts) == len(counts):
+        return firsts
+    return rows_of(np.array(words, np.uint32).reshape(-1, 4))
 
 
 def packed(

@@ -150,9 +150,10 @@ class HandOver:
         if not waiting:
             return
         leader = max(waiting, key=lambda m: lane.intakes[m].waiting_rows())
-        entries = lane.intakes[leader].take()
-        if entries is None:
+        count = lane.intakes[leader].take()
+        if not count:
             return
+        entries = lane.intakes[leader].entries(count)
         followers = [m for m in self._together if m != leader] if leader in self._together else []
         members = (leader, *(m for m in followers if lane.intakes[m].take_these(entries)))
         lane.since = time.monotonic()
@@ -328,7 +329,7 @@ class HandOver:
         lane = self._lanes[0]
         arena = self._arena
         lost = [m for m in self._members if not any(arena.state[cell] == READY for cell in self._elsewhere(m))]
-        while taken := {m: entries for m in lost if (entries := lane.intakes[m].take()) is not None}:
+        while taken := {m: lane.intakes[m].entries(count) for m in lost if (count := lane.intakes[m].take())}:
             for member, entries in taken.items():
                 entries[:, 3] = UNREACHED
                 arena.counters[lane.cells[member]][3] += len(entries)

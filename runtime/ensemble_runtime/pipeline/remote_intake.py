@@ -6,16 +6,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ensemble_runtime.pipeline.arena import Arena, Ring
-from ensemble_runtime.pipeline.intake import Entries, Intake, MemberLock, clear
+from ensemble_runtime.pipeline.arena import Ring
+from ensemble_runtime.pipeline.intake import Entries, Intake, clear
 
 
 class LaneIntake(Intake):
     """One cell's side of its member's queues."""
-
-    def __init__(self, arena: Arena, cell: int) -> None:
-        super().__init__(arena, cell)
-        self._lock = MemberLock(arena, self.member, cell)
 
     @property
     def ring(self) -> Ring:
@@ -33,7 +29,7 @@ class LaneIntake(Intake):
                 if waiting := len(ring):
                     if waiting < len(wanted) or not np.array_equal(ring.peek(len(wanted)), wanted):
                         return False
-                    self._claim(index, ring, wanted)
+                    self._claim(index, ring, len(wanted))
                     return True
         return False
 

@@ -171,7 +171,8 @@ class MortalCell:
         """Take as the cell does; DiedError leaves everything as a killed process does, the lock's owner included."""
         self.fuse.writes_left = die_before_write
         try:
-            return self.intake.take()
+            count = self.intake.take()
+            return self.intake.entries(count) if count else None
         except DiedError:
             shared = len(self.arena.config.cells_of(self.arena.config.cells[self.cell].member)) > 1
             if shared:

@@ -40,8 +40,8 @@ def test_a_process_that_dies_while_it_reports_has_reported_all_or_nothing(bench:
         for member in (1, 2):
             bench.push(arena.queues[member][NORMAL], WORK)
         (b, c), fuse = lane_of(bench, arena, (1, 2))
-        entries = b.take()
-        assert entries is not None and c.take_these(entries)
+        entries = b.entries(b.take())
+        assert c.take_these(entries)
         fuse.writes_left = writes
         with contextlib.suppress(bench.DiedError):
             report_together({b: entries.copy(), c: entries.copy()})
@@ -57,8 +57,8 @@ def test_what_follows_is_taken_only_if_it_is_the_same(bench: Any) -> None:
         bench.push(arena.queues[1][NORMAL], WORK)
         bench.push(arena.queues[2][NORMAL], WORK[1:])
         b, c = (LaneIntake(arena, cell) for cell in (1, 2))
-        entries = b.take()
-        assert entries is not None and not c.take_these(entries)
+        entries = b.entries(b.take())
+        assert not c.take_these(entries)
         assert c.waiting() == 1
         assert c.take_these(np.array(WORK[1:], np.uint32))
         assert c.waiting() == 0

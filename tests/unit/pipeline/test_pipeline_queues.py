@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_runtime.pipeline import repair
-from ensemble_runtime.pipeline.arena import ARRIVED, DIED, READY, Arena
-from ensemble_runtime.pipeline.intake import AGAIN, HIGH, NORMAL, Intake
+from ensemble_runtime.pipeline.arena import ARRIVED, DIED, ENTRY_BYTES, READY, Arena
+from ensemble_runtime.pipeline.intake import AGAIN, HIGH, NORMAL, Intake, recover
 from ensemble_runtime.pipeline.wiring import Wiring
 
 WRITES_OF_A_TAKE = 5
@@ -100,6 +100,29 @@ def test_a_cell_may_die_anywhere_in_a_report(
     assert len(arena.reports[0]) + len(arena.reports[1]) == 2
 
 
+def test_what_has_arrived_is_reported_as_it_was_taken(bench: Any, placed: tuple[Arena, Wiring]) -> None:
+    arena, _ = placed
+    arena.queues[0][NORMAL].push(b"\0" * ENTRY_BYTES * 14)  # the next ones wrap around
+    arena.queues[0][NORMAL].head += 14
+    bench.push(arena.queues[0][NORMAL], [(7, 8, 1, 0), (5, 2, 1, 0), (6, 9, 1, 0)])
+    cell = Intake(arena, 1)
+    assert cell.take() == 3
+    assert cell.words(3) == [7, 8, 1, 0, 5, 2, 1, 0, 6, 9, 1, 0]
+    cell.report_arrived(3)
+    assert arena.reports[1].peek(3).tolist() == [[7, 8, 1, ARRIVED], [5, 2, 1, ARRIVED], [6, 9, 1, ARRIVED]]
+    assert recover(arena, 1).tolist() == []
+
+
+@pytest.mark.parametrize(("rows", "taken"), [([1, 1, 1], 2), ([2, 1], 1), ([1, 2], 1), ([3, 1], 1)])
+def test_a_batch_has_no_more_rows_than_its_cell_may_take(
+    bench: Any, placed: tuple[Arena, Wiring], rows: list[int], taken: int
+) -> None:
+    arena, _ = placed
+    bench.push(arena.queues[0][NORMAL], [(i, 4 * i, count, 0) for i, count in enumerate(rows)])
+    arena.idle[1] = 0  # the member's other cell, with which it would share
+    assert Intake(arena, 0).take() == taken
+
+
 def test_what_comes_back_runs_alone_and_first_and_not_a_third_time(bench: Any, placed: tuple[Arena, Wiring]) -> None:
     arena, wiring = placed
     bench.push(arena.queues[0][NORMAL], [(0, 0, 1, 0), (0, 1, 1, 0), (0, 2, 1, 0)])
@@ -119,15 +142,15 @@ def test_idle_siblings_get_their_share(bench: Any, placed: tuple[Arena, Wiring])
     arena, _ = placed
     bench.push(arena.queues[0][NORMAL], [(0, row, 1, 0) for row in range(4)])
     arena.idle[0] = arena.idle[1] = 1
-    assert len(Intake(arena, 1).take()) == 2
+    assert Intake(arena, 1).take() == 2
     assert not arena.idle[1], "it has work in hand"
-    assert len(Intake(arena, 0).take()) == 2
+    assert Intake(arena, 0).take() == 2
 
 
 def test_a_busy_sibling_gets_nothing(bench: Any, placed: tuple[Arena, Wiring]) -> None:
     arena, _ = placed
     bench.push(arena.queues[0][NORMAL], [(0, row, 1, 0) for row in range(4)])
-    assert len(Intake(arena, 1).take()) == 3, "a full batch"
+    assert Intake(arena, 1).take() == 3, "a full batch"
 
 
 @given(
@@ -146,12 +169,12 @@ def test_entries_are_taken_once_in_order_and_within_the_batch_size(
         for turn in [*takers, *[0] * 12]:
             assert cells[turn].waiting() == sum(map(len, waiting.values()))
             assert cells[turn].waiting_rows() == sum(rows for ring in waiting.values() for _, rows in ring)
-            entries = cells[turn].take()
+            count = cells[turn].take()
             first = next((ring for ring in (AGAIN, HIGH, NORMAL) if waiting[ring]), None)
             if first is None:
-                assert entries is None
+                assert count == 0
                 continue
-            assert entries is not None
+            entries = cells[turn].entries(count)
             expected, waiting[first] = waiting[first][: len(entries)], waiting[first][len(entries) :]
             assert entries[:, 1:3].tolist() == [list(entry) for entry in expected]
             assert 0 < entries[:, 2].sum() <= arena.config.cells[turn].batch_size

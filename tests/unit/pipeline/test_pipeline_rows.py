@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ensemble_runtime.pipeline.prediction import packed, rows_of
+from ensemble_runtime.pipeline.prediction import packed, rows_of, rows_of_words
 from ensemble_runtime.pipeline.rows import RowAllocator
 
 ROWS = 24
@@ -73,11 +73,12 @@ def test_rows_of_a_batch_are_its_entries_rows_in_their_order(runs: list[tuple[in
     entries = np.array([(7, first, count, 0) for first, count in runs], dtype=np.uint32)
     expected = [row for first, count in runs for row in range(first, first + count)]
     assert np.arange(100)[rows_of(entries)].tolist() == expected
+    assert np.arange(100)[rows_of_words(entries.reshape(-1).tolist())].tolist() == expected
 
 
 def test_rows_that_are_one_run_are_a_slice() -> None:
     entries = np.array([(0, 4, 2, 0), (3, 6, 1, 0), (1, 7, 5, 0)], dtype=np.uint32)
-    assert rows_of(entries) == slice(4, 12)
+    assert rows_of(entries) == rows_of_words(entries.reshape(-1).tolist()) == slice(4, 12)
 
 
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 3), st.data())
