@@ -93,6 +93,8 @@ def _serve(arena: Arena, process: int, doorbell: int, workers: list[_Worker]) ->
             lingering = False
         # Entries pushed before the flag was seen: the gateway rings a process in any case, so nothing can be missed.
         if not waiting():
+            for worker in workers:
+                worker.pass_on()
             sleep_until_rung(doorbell)
 
 
@@ -120,7 +122,7 @@ class _Worker:
         # A GPU overlaps the batches of several processes; cores would only share their caches and slow both down.
         kind = config.devices[device].kind
         takes_turns = kind is not DeviceKind.GPU and shared(arena, cell)
-        self._turn = Turn(arena, device, cell) if takes_turns else _NO_TURN
+        self._turn = Turn(arena, wiring, device, cell) if takes_turns else None
         self._may_interrupt = kind is DeviceKind.CPU
         self.brief = False
         """Whether the last batch was a short one."""
@@ -167,6 +169,11 @@ class _Worker:
         """Entries that wait for this cell's member."""
         return self._intake.waiting()
 
+    def pass_on(self) -> None:
+        """Leave the device to others, before the process sleeps."""
+        if self._turn is not None:
+            self._turn.pass_on()
+
     def waiting_rows(self) -> int:
         """Rows that wait for this cell's member."""
         return self._intake.waiting_rows()
@@ -178,7 +185,7 @@ class _Worker:
         # A device that runs one batch at a time is waited for empty-handed: the batch grows until it is free. One brief
         # request alone on cores is computed in the time that it would take to arrange for a turn.
         alone = self.brief and self._may_interrupt and self._intake.waiting() == 1
-        with _NO_TURN if alone else self._turn:
+        with self._turn if self._turn and not alone else _NO_TURN:
             if count := self._intake.take():
                 self._see_through(count)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 import sys
 import time
@@ -22,6 +23,8 @@ class Wiring:
     """One eventfd ("doorbell") for each process that sleeps; every process inherits all of them."""
 
     workers: tuple[int, ...]
+    turns: tuple[int, ...]
+    """Further ones on which prediction processes wait for their device: new requests need not wake them there."""
     combiner: int
     gateway: int
 
@@ -30,6 +33,7 @@ class Wiring:
         """Make the doorbells."""
         return Wiring(
             workers=tuple(os.eventfd(0, os.EFD_CLOEXEC) for _ in range(workers)),
+            turns=tuple(os.eventfd(0, os.EFD_CLOEXEC) for _ in range(workers)),
             combiner=os.eventfd(0, os.EFD_CLOEXEC),
             gateway=os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK),
         )
@@ -43,6 +47,14 @@ def ring(doorbell: int) -> None:
 def sleep_until_rung(doorbell: int) -> None:
     """Sleep until the doorbell has been rung since the last call."""
     os.read(doorbell, 8)
+
+
+def sleep_until_rung_or(seconds: float, doorbell: int) -> bool:
+    """The same, but no longer than so many seconds; returns whether it was rung."""
+    rung = bool(select.select([doorbell], [], [], seconds)[0])
+    if rung:
+        os.read(doorbell, 8)
+    return rung
 
 
 def linger(waiting: Callable[[], bool]) -> bool:
