@@ -181,15 +181,15 @@ class Combiner:
 
     def _take_few(self, index: int, entries: list[list[int]]) -> None:
         """A few reports, or some of many rows: with little of numpy if nothing is wrong."""
-        row_count = self._row_count
-        plain = not self._closures and not self._irregular and len(entries) > 1
+        row_count, remaining, status = self._row_count, self._remaining, self._status
+        plain = len(entries) > 1 and not self._closures and not self._irregular
         place = self._places_of_rings[index] if plain else None
         if place is None or any(code != ARRIVED or row_count[slot] != 1 for slot, _, _, code in entries):
-            for slot, row, count, code in entries:
-                self._take_single(index, slot, row, count, code)
+            for entry in entries:
+                self._take_single(index, *entry)
             return
-        member, everybody, remaining = self._combined[place], len(self._combined), self._remaining
-        status, offset = self._status, member * self._arena.geometry.rows
+        member, everybody = self._combined[place], len(self._combined)
+        offset = member * self._arena.geometry.rows
         fresh, last = [], []
         for slot, row, _, _ in entries:
             left = remaining[slot]
