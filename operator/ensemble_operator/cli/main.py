@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from enum import StrEnum
@@ -95,19 +96,26 @@ def plan(
             help="Plan as if there were N more (or with - fewer) devices of a type; several with commas between.",
         ),
     ] = "",
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=0, help="End the search after so many seconds with the best so far; it may find less then."),
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Also write the plan as one HTML page with charts.")] = None,
     output: Form = Output.TABLE,
 ) -> None:
     """Show which device would run which member at which batch size, and how fast that is.
 
-    Ctrl-C ends the search with the best plan so far. Simulated devices (`spec.devices.simulated`) need neither models
-    nor hardware: their costs stand in ModelProfile documents.
+    The same input gives the same plan, however long that takes; --seconds or Ctrl-C end the search with the best plan
+    so far. Simulated devices (`spec.devices.simulated`) need neither models nor hardware: their costs stand in
+    ModelProfile documents.
 
     [bold]Examples[/]
 
         ensemblectl plan ensemble.yaml
 
         ensemblectl plan ensemble.yaml --measure
+
+        ensemblectl plan ensemble.yaml --seconds 5
 
         ensemblectl plan ensemble.yaml --what-if devices=+2xA100,-1xcpu-1 --html plan.html
 
@@ -120,7 +128,8 @@ def plan(
         raise typer.BadParameter(
             "devices that are not there cannot be measured; leave out --measure", param_hint="--what-if"
         )
-    show_plan(file, profiles or [], measure=measure, change=change, page=html, output=output)
+    limit = math.inf if seconds is None else seconds
+    show_plan(file, profiles or [], measure=measure, seconds=limit, change=change, page=html, output=output)
 
 
 @app.command()

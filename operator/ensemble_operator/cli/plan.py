@@ -26,6 +26,7 @@ def show_plan(
     profiles: Sequence[Path],
     *,
     measure: bool,
+    seconds: float,
     change: Mapping[str, int],
     page: Path | None,
     output: Output,
@@ -36,6 +37,7 @@ def show_plan(
         file: The manifest.
         profiles: Files of ModelProfiles besides.
         measure: Try the best few plans live, and print the fastest.
+        seconds: How long to search at the most.
         change: Devices to add to those that are there, or to take away, by type.
         page: Where to write an HTML page besides.
         output: How.
@@ -45,7 +47,7 @@ def show_plan(
     """
     prepared = prepare(file, profiles)
     problem = what_if(prepared.problem, change) if change else prepared.problem
-    plans = best_plans(problem, _TRIES if measure else 1, anytime=True)
+    plans = best_plans(problem, _TRIES if measure else 1, anytime=True, seconds=seconds)
     best = _tried(prepared, plans, output) if measure else plans[0]
     if page is not None:
         write_page(best, page)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -20,25 +22,30 @@ if TYPE_CHECKING:
 _WIDEST = 12
 
 
-def best_plans(problem: Problem, count: int = 1, *, anytime: bool = False) -> list[Plan]:
+def best_plans(problem: Problem, count: int = 1, *, anytime: bool = False, seconds: float = math.inf) -> list[Plan]:
     """The best few different plans, best first.
 
     Args:
         problem: The planner's question.
         count: How many at the most.
         anytime: Ctrl-C ends the search with the best so far, rather than everything.
+        seconds: After so many the search ends with the best so far, too.
 
     Raises:
         OutOfMemoryError: The members do not fit into the devices.
     """
     from ensemble_operator.planner.solve import candidates
 
-    with progress() as bar, noting_interrupts() if anytime else nullcontext(_never) as stop:
+    until = time.monotonic() + seconds
+    with progress() as bar, noting_interrupts() if anytime else nullcontext(_never) as interrupted:
         task = bar.add_task("planning", detail="")
 
         def tell(at: Progress) -> None:
             detail = f"{figure(at.rate)} rows/s, at most {figure(at.bound)} possible"
             bar.update(task, completed=at.evaluated, total=at.of, detail=detail)
+
+        def stop() -> bool:
+            return interrupted() or time.monotonic() >= until
 
         return candidates(problem, count, stop=stop, progress=tell)
 

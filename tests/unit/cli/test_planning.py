@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 
@@ -40,6 +41,13 @@ def test_several_plans_come_best_first_and_differ(problem: Problem) -> None:
     plans = best_plans(problem, 3)
     assert len({plan.matrix for plan in plans}) == len(plans) > 1
     assert [plan.rate for plan in plans] == sorted((plan.rate for plan in plans), reverse=True)
+
+
+def test_without_time_to_search_a_plan_is_less_good_but_serves_everybody(draw: Callable[..., Problem]) -> None:
+    problem = draw(0, max_devices=8, max_members=12)
+    (searched,), (found,) = best_plans(problem), best_plans(problem, seconds=0)
+    assert 0 < found.rate < searched.rate
+    assert all(any(batches) for batches in zip(*found.matrix, strict=True))
 
 
 @pytest.mark.parametrize("width", [40, 200])

@@ -14,7 +14,7 @@ from ensemble_operator.planner.problem import Problem
 
 @pytest.fixture(scope="session")
 def cases() -> ModuleType:
-    path = Path(__file__).parents[3] / "benchmarks" / "planner_cases.py"
+    path = Path(__file__).parents[2] / "benchmarks" / "planner_cases.py"
     spec = importlib.util.spec_from_file_location("planner_cases", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
