@@ -15,7 +15,7 @@ CODE := operator runtime tests examples benchmarks
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-e2e cluster-demo cluster-shell lint typecheck format crds lock clean \
+.PHONY: help venv demo test test-e2e test-full-image cluster-demo cluster-shell lint typecheck format crds lock clean \
 	bench-plumbing bench-compute bench-bulk bench-simulated bench-memory bench-start bench-images bench-partition \
 	bench-planner bench-operator bench-lost-node bench-cluster bench-span
 
@@ -34,6 +34,9 @@ ifdef KUBECONFIG
 else
 	$(ENCLOSED) $(BIN)/pytest tests/cluster/machines
 endif
+
+test-full-image: $(DEV_READY) ## Build the large image, with torch and CUDA, and serve with it (root; ten minutes, 30 GiB)
+	$(BIN)/pytest tests/cluster/slow_full_image.py
 
 cluster-demo: $(DEV_READY) ## Bring up a cluster of real nodes, install the chart, serve an ensemble, show it
 	$(ENCLOSED) $(BIN)/python tests/cluster/beds/play.py demo

@@ -12,13 +12,12 @@ from common import Effort, Report, main, progress
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "cluster"))
 
-from beds.images import BASE, OPERATOR, RUNTIME, Image, ImageError, provide
+from beds.images import BASE, FULL, OPERATOR, RUNTIME, Image, ImageError, provide
 
-FULL = "localhost/ensemble-runtime:test-full"
 IMAGES = {
     "operator": Image(OPERATOR, "operator/Dockerfile"),
     "runtime, `onnx`": Image(RUNTIME, "runtime/Dockerfile", {"VARIANT": "onnx"}),
-    "runtime, `full`": Image(FULL, "runtime/Dockerfile", {"VARIANT": "full"}),
+    "runtime, `full`": FULL,
 }
 
 

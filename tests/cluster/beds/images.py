@@ -12,7 +12,8 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,6 +59,8 @@ class Image:
     arguments: Mapping[str, str] = field(default_factory=dict)
 
 
+FULL = Image("localhost/ensemble-runtime:test-full", "runtime/Dockerfile", {"VARIANT": "full"})
+"""With torch and CUDA: 6.4 GB, some ten minutes; for the slow targets."""
 PROJECT = (Image(OPERATOR, "operator/Dockerfile"), Image(RUNTIME, "runtime/Dockerfile", {"VARIANT": "onnx"}))
 
 
@@ -67,20 +70,40 @@ def provide(images: tuple[Image, ...], say: Callable[[str], None]) -> list[Path]
     Raises:
         ImageError: A tool failed.
     """
-    with (_cache() / "building.lock").open("w") as lock:
-        # One after the other: whoever builds other sources at the same time gives them the same names.
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with _building():
         if not _identity(PAUSE):
             say("building the pause image ...")
             _pause()
-        if not _identity(BASE):
-            say("building the base image (once, half a minute) ...")
-            _base()
-        for image in images:
-            say(f"building {image.name} from {image.dockerfile} ...")
-            _build(image)
-        _prune()
+        _built(images, say)
         return [_archive(name) for name in (PAUSE, *(image.name for image in images))]
+
+
+def build(image: Image, say: Callable[[str], None]) -> None:
+    """Build an image if it has changed, for this machine alone.
+
+    Raises:
+        ImageError: A tool failed.
+    """
+    with _building():
+        _built((image,), say)
+
+
+@contextmanager
+def _building() -> Iterator[None]:
+    """One after the other: whoever builds other sources at the same time gives them the same names."""
+    with (_cache() / "building.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _built(images: tuple[Image, ...], say: Callable[[str], None]) -> None:
+    if not _identity(BASE):
+        say("building the base image (once, half a minute) ...")
+        _base()
+    for image in images:
+        say(f"building {image.name} from {image.dockerfile} ...")
+        _build(image)
+    _prune()
 
 
 def _pause() -> None:
