@@ -162,7 +162,8 @@ def test_planning_never_imports_torch(manifest: Path, tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from ensemble_operator.cli.plan import show_plan\n"
         "from ensemble_operator.cli.output import Output\n"
-        f"show_plan(Path({str(manifest)!r}), [], measure=False, seconds=60, change={{}}, page=None, output=Output.JSON)\n"
+        "choices = {'measure': False, 'seconds': 60, 'change': {}, 'page': None, 'output': Output.JSON}\n"
+        f"show_plan(Path({str(manifest)!r}), [], **choices)\n"
         "sys.exit('torch' in sys.modules or 'onnxruntime' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=tmp_path).returncode == 0
