@@ -254,13 +254,12 @@ class Ring:
     It cannot: entries in flight are never more than rows in flight, each entry having a row of its own.
     """
 
-    __slots__ = ("_counts", "_ends", "_entries", "_mask", "table", "words")
+    __slots__ = ("_ends", "_entries", "_mask", "_rows", "table")
 
     def __init__(self, ends: memoryview, entries: memoryview, capacity: int) -> None:
         self._ends = ends
         self._entries = entries
-        self.words = entries.cast("I")
-        self._counts = self.words[2::4]
+        self._rows = entries.cast("I")[2::4]
         self.table: NDArray[np.uint32] = np.frombuffer(entries, "u4").reshape(capacity, 4)
         self._mask = capacity - 1
 
@@ -308,8 +307,8 @@ class Ring:
         begin = self._ends[0] & self._mask
         end = begin + count
         if end <= self._mask + 1:
-            return self._counts[begin:end].tolist()
-        return self._counts[begin:].tolist() + self._counts[: end - self._mask - 1].tolist()
+            return self._rows[begin:end].tolist()
+        return self._rows[begin:].tolist() + self._rows[: end - self._mask - 1].tolist()
 
     def copy(self, count: int, area: memoryview) -> None:
         """Copy the first `count` entries to the beginning of an area."""

@@ -213,13 +213,14 @@ class _Worker:
             return self._compute_apart(self._arrived(count))
         try:
             bad = self._passage.compute(rows_of_words(words))
-            if bad is None:
-                return None
-            entries = self._arrived(count)
-            self._mark_bad(entries, entries, bad)
         except Exception as error:  # a model may raise anything; the process has to go on
             entries = self._arrived(count)
             self._blame(entries, entries, error)
+            return entries
+        if bad is None:
+            return None
+        entries = self._arrived(count)
+        self._mark_bad(entries, entries, bad)
         return entries
 
     def _arrived(self, count: int) -> Entries:
