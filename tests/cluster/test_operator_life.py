@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from beds.kwok import Kwok, gpu_node
-from beds.operating import A100, ENSEMBLES, Operator, Space, digest, ensemble
+from beds.operating import Operator, Space
 from beds.processes import wait_for
-from ensemble_runtime.report import pack
 
 pytestmark = pytest.mark.timeout(300)
 NODES = (gpu_node("life-a", count=4), gpu_node("life-b", count=4))
@@ -322,88 +321,6 @@ def test_its_probe_and_its_figures(space: Space, operator: Operator) -> None:
     assert kinds["used"] == space.status("digits")["devices"] and sum(kinds.values()) == 8
     own = [line for line in operator.log() if line["logger"].startswith("ensemble_operator")]
     assert not any(line["level"] == "ERROR" for line in own)
-
-
-def test_what_is_not_profiled_is_measured_first_and_the_profile_is_kept(
-    space: Space, operator: Operator, kwok: Kwok
-) -> None:
-    space.apply("fresh", {"new": 1.0})
-    wait_for(lambda: len(space.items("pods", "fresh")) == 1, "a profiling pod")
-    (pod,) = space.items("pods", "fresh")
-    assert pod["metadata"]["labels"]["app.kubernetes.io/component"] == "profiler"
-    space.wait("fresh", "Profiled", "False")
-    assert space.condition("fresh", "Profiled")[1] == "Profiling"
-
-    points = [
-        {
-            "digest": digest("new"),
-            "deviceType": A100,
-            "precision": "FP32",
-            "batchSize": size,
-            "seconds": 0.01,
-            "memoryBytes": 2**30,
-        }
-        for size in (1, 8)
-    ]
-    wait_for(lambda: bool(space.items("pods", "fresh")[0]["spec"].get("nodeName")), "the pod on a node")
-    kwok.finish(space.items("pods", "fresh")[0], message=pack(points))
-
-    space.wait("fresh")
-    operator.idle()
-    assert space.condition("fresh", "Profiled")[:2] == ("True", "Measured")
-    assert [p["metadata"]["labels"]["app.kubernetes.io/component"] for p in space.items("pods", "fresh")] == ["shard"]
-    assert len(space.made("fresh")["configmaps"]) == 1
-    profiles = space.plane.admin.items(f"{ENSEMBLES}/namespaces/{space.namespace}/modelprofiles")
-    (kept,) = [p for p in profiles if p["spec"]["model"]["sha256"] == digest("new")]
-    assert [p["batchSize"] for p in kept["spec"]["points"]] == [1, 8] and "ownerReferences" not in kept["metadata"]
-
-
-def test_what_two_devices_cost_together_is_measured_and_kept_and_planned_with(
-    space: Space, operator: Operator, kwok: Kwok
-) -> None:
-    """A recurrent member that fits no GPU whole, and does with a share of its operators on a core beside it."""
-    for kind in (A100, "cpu-1"):
-        space.profiles("rnn", device_type=kind, memory_mib=45_000)
-    wanted = ensemble("split", space.namespace, {"rnn": 1.0}, devices={"kinds": ["GPU", "CPU"]})
-    member = {"partition": {"objective": "Memory", "latencyMs": 50}, "deviceKinds": ["GPU", "CPU"]}
-    wanted["spec"]["members"][0] |= member
-    space.plane.admin.apply(wanted)
-    wait_for(lambda: bool(space.items("pods", "split")), "a profiling pod")
-    wait_for(lambda: bool(space.items("pods", "split")[0]["spec"].get("nodeName")), "the pod on a node")
-    (pod,) = space.items("pods", "split")
-    assert pod["metadata"]["labels"]["app.kubernetes.io/component"] == "profiler"
-    held = json.loads(pod["metadata"]["annotations"]["ensembles.dev/devices"])
-    assert [device["type"] for device in held] == [A100, "cpu-1"]
-    (container,) = pod["spec"]["containers"]
-    assert "partition" in container["command"] and container["resources"]["limits"]["cpu"] == "2"
-
-    point = {"digest": digest("rnn"), "deviceType": f"{A100}:cpu-1", "precision": "FP32", "seconds": 0.01}
-    found = [point | {"batchSize": size, "memoryBytes": 9_000 * 2**20, "secondBytes": 1_500 * 2**20} for size in (1, 8)]
-    kwok.finish(pod, message=pack(found))
-    space.wait("split")
-    (served,) = space.pods("split")
-    held = json.loads(served["metadata"]["annotations"]["ensembles.dev/devices"])
-    assert sorted(device["type"] for device in held) == [A100, "cpu-1"]
-    profiles = space.plane.admin.items(f"{ENSEMBLES}/namespaces/{space.namespace}/modelprofiles")
-    (kept,) = [p for p in profiles if p["spec"]["deviceType"] == f"{A100}:cpu-1"]
-    assert [p["secondMemoryMib"] for p in kept["spec"]["points"]] == [1_500, 1_500]
-
-
-def test_a_measurement_that_fails_says_why_and_is_not_repeated_at_once(
-    space: Space, operator: Operator, kwok: Kwok
-) -> None:
-    space.apply("broken", {"gone": 1.0})
-    wait_for(lambda: bool(space.items("pods", "broken")), "a profiling pod")
-    wait_for(lambda: bool(space.items("pods", "broken")[0]["spec"].get("nodeName")), "the pod on a node")
-    kwok.finish(space.items("pods", "broken")[0], 66, "cannot fetch https://models/gone.onnx: 404")
-
-    wait_for(lambda: space.condition("broken", "Profiled")[1] == "ProfilingFailed", "the condition")
-    operator.idle()
-    assert (
-        "gone on NVIDIA-A100-SXM4-40GB: cannot fetch https://models/gone.onnx: 404"
-        in space.condition("broken", "Profiled")[2]
-    )
-    assert not space.items("pods", "broken")
 
 
 def test_a_pod_that_cannot_pull_its_image_degrades_the_ensemble(space: Space, operator: Operator) -> None:

@@ -166,8 +166,17 @@ class Kube:
                 return None
             raise
 
-    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> Body | None:
+    async def delete(
+        self, resource: Resource, namespace: str, name: str, uid: str, *, at_once: bool = False
+    ) -> Body | None:
         """Delete exactly this object; one of the same name that came after it stays.
+
+        Args:
+            resource: Its kind.
+            namespace: Where.
+            name: Its name.
+            uid: Its uid.
+            at_once: Whether nobody is given time to end it, nor has to confirm that it ended.
 
         Returns:
             The object where it takes time to end; None, or a Status, where it is gone.
@@ -177,6 +186,7 @@ class Kube:
             "kind": "DeleteOptions",
             "preconditions": {"uid": uid},
             "propagationPolicy": "Background",
+            **({"gracePeriodSeconds": 0} if at_once else {}),
         }
         try:
             return await self._unless_gone("delete", "DELETE", resource, resource.path(namespace, name), {}, options)

@@ -358,7 +358,10 @@ class Loop:
         if self._first:
             return
         for deletion in actions.delete[: allowance.take(len(actions.delete))]:
-            await self._writer.delete(deletion.resource, deletion.namespace, deletion.name, deletion.uid)
+            if deletion.lost:
+                _log.warning("gives up pod %s/%s: its node is away", deletion.namespace, deletion.name)
+            at = deletion.resource, deletion.namespace, deletion.name, deletion.uid
+            await self._writer.delete(*at, at_once=deletion.lost)
 
     def _ensemble(self, record: EnsembleRecord, decision: Decision) -> InferenceEnsemble:
         """The ensemble as it is carried out: as it is written, or as it was before a change that was given up."""

@@ -12,7 +12,8 @@ from ensemble_operator.controller.cache import Cache
 from ensemble_operator.controller.decision import Decision
 from ensemble_operator.controller.measuring import pod_of
 from ensemble_operator.controller.records import COMPONENT, URI, ChildRecord, EnsembleRecord, OwnPod
-from ensemble_operator.controller.resources import CONFIG_MAPS, PODS, PROFILES, TEMPLATES, Resource
+from ensemble_operator.controller.resources import CONFIG_MAPS, NODES, PODS, PROFILES, TEMPLATES, Resource
+from ensemble_operator.inventory.node_record import NodeRecord
 from ensemble_operator.manifests import labels
 from ensemble_operator.manifests.profiling import measured, profiling_objects
 from ensemble_operator.manifests.settings import PodSettings
@@ -43,6 +44,8 @@ class Removed:
     namespace: str
     name: str
     uid: str
+    lost: bool = False
+    """A pod whose node is away: nobody there would confirm its end, so it is not waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +85,15 @@ class Profiling:
             if record.own is not None and record.own.labels.get(COMPONENT) == labels.PROFILER
         }
         wanted, apply = self._wanted(waiting, there, settings)
+        nodes = {name: node for (_, name), node in cache.all(NODES).items()}
         delete: list[Removed] = []
         for place, pod in sorted(there.items()):
+            if _lost(pod, nodes):
+                delete.append(Removed(PODS, *place, pod.uid, lost=True))
+                # Made for a device of that node, and never changed: whoever measures next makes another.
+                claim = cache.get(TEMPLATES, *place)
+                delete += [Removed(TEMPLATES, *place, claim.uid)] if claim is not None else []
+                continue
             if pod.deleting:
                 continue
             if pod.phase in ("Succeeded", "Failed"):
@@ -174,6 +184,23 @@ def model_profile(namespace: str, profile: Profile, uri: str | None) -> Object:
             "points": points,
         },
     }
+
+
+def _lost(pod: OwnPod, nodes: Mapping[str, NodeRecord]) -> bool:
+    """Whether a pod will not tell what it measures: its node is away, or takes nobody while it waits to be let in.
+
+    Args:
+        pod: A profiling pod.
+        nodes: Those of the cluster; none where they may not be read, and then nobody knows.
+    """
+    if not nodes or pod.phase in ("Succeeded", "Failed"):
+        return False
+    try:
+        home = pod.node or next((device.node for device in labels.held(pod.annotations)), "")
+    except ValueError:
+        return False
+    node = nodes.get(home)
+    return node is None or not node.ready or (node.cordoned and not pod.node)
 
 
 def _is_profilers(child: ChildRecord) -> bool:

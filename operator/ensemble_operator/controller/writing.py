@@ -44,13 +44,13 @@ class Writer:
                 self._applied[resource, meta["namespace"], meta["name"]] = seen.record.content
         self._changed()
 
-    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
-        """Delete an object. A pod takes its time, which the watch tells of.
+    async def delete(self, resource: Resource, namespace: str, name: str, uid: str, *, at_once: bool = False) -> None:
+        """Delete an object. A pod takes its time, which the watch tells of; or none, where its node is away.
 
         Raises:
             KubeError: It is refused.
         """
-        answer = await self._kube.delete(resource, namespace, name, uid)
+        answer = await self._kube.delete(resource, namespace, name, uid, at_once=at_once)
         if answer is not None and answer.get("metadata", {}).get("deletionTimestamp"):
             self._cache.observe(resource, answer)
         else:

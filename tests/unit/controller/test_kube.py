@@ -92,6 +92,14 @@ def test_what_is_gone_or_is_another_one_by_now_is_not_deleted():
     assert len(other.seen) == 1 and '"uid": "uid"' in other.seen[0][2]
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_only_what_nobody_could_confirm_is_deleted_without_time_to_end(at_once):
+    server = Server((200, POD, {}))
+    server.run(lambda kube: kube.delete(PODS, "n", "p", "uid", at_once=at_once))
+
+    assert ('"gracePeriodSeconds": 0' in server.seen[0][2]) == at_once
+
+
 def test_a_status_is_written_to_no_namesake():
     body = {"kind": "Pod", "metadata": {"name": "p", "namespace": "n", "uid": "old"}, "status": {}}
     server = Server(said(409, "uid"))
