@@ -38,7 +38,7 @@ endif
 test-full-image: $(DEV_READY) ## Build the large image, with torch and CUDA, and serve with it (root; ten minutes, 30 GiB)
 	$(BIN)/pytest tests/cluster/slow_full_image.py
 
-cluster-demo: $(DEV_READY) ## Bring up a cluster of real nodes, install the chart, serve an ensemble, show it
+cluster-demo: $(DEV_READY) ## Bring up a cluster of real nodes, install the chart, serve the digits example, show it
 	$(ENCLOSED) $(BIN)/python tests/cluster/beds/play.py demo
 
 cluster-shell: $(DEV_READY) ## The same, and then a shell with kubectl and helm

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 from client import infer
-from report import Findings, report
+from report import Accuracies, Findings, report
 from rich.console import Console
 from serving import ENSEMBLECTL, serving
 
@@ -39,7 +39,7 @@ def main() -> int:
         drawing = Console(record=True, width=DRAWING_WIDTH, file=io.StringIO())
         drawing.print(report(findings))
         drawing.save_svg(str(arguments.svg), title="make demo")
-    return 0 if findings.ensemble_is_best else 1
+    return 0 if findings.accuracies.ensemble_is_best else 1
 
 
 def find(manifest: Path, held_out: Path) -> Findings:
@@ -52,14 +52,13 @@ def find(manifest: Path, held_out: Path) -> Findings:
         right = {name: hits / len(images["digit"]) for name, hits in _hits(served.address, images).items()}
         rows_per_second = _throughput(served.url)
     _say("stopped; no process, socket or shared memory is left")
-    return Findings(
+    accuracies = Accuracies(
         images=len(images["digit"]),
         ensemble=right[OUTPUT],
         members={member["name"]: right[f"{OUTPUT}@{member['name']}"] for member in members},
         formats={member["name"]: member["model"]["format"] for member in members},
-        plan=served.plan,
-        rows_per_second=rows_per_second,
     )
+    return Findings(accuracies, served.plan, rows_per_second)
 
 
 def _hits(address: tuple[str, int], images: dict[str, Any]) -> dict[str, int]:

@@ -14,42 +14,53 @@ BAR_FROM, BAR_TO, BAR_WIDTH = 0.90, 1.0, 30
 
 
 @dataclass(frozen=True)
-class Findings:
-    """What the demo found out; accuracies are from 0 to 1."""
+class Accuracies:
+    """How many of the held-out images are taken for the digit they show, from 0 to 1; members and formats by name."""
 
     images: int
     ensemble: float
     members: Mapping[str, float]
     formats: Mapping[str, str]
-    plan: Mapping[str, Any]
-    """As `ensemblectl plan -o json` writes it."""
-    rows_per_second: float
 
     @property
     def ensemble_is_best(self) -> bool:
         return self.ensemble > max(self.members.values())
 
+    @property
+    def a_member_is_better(self) -> bool:
+        return self.ensemble < max(self.members.values())
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the demo found out."""
+
+    accuracies: Accuracies
+    plan: Mapping[str, Any]
+    """As `ensemblectl plan -o json` writes it."""
+    rows_per_second: float
+
 
 def report(findings: Findings) -> RenderableType:
-    return Group("", _accuracy(findings), "", _matrix(findings.plan), "", _throughput(findings))
+    return Group("", accuracy(findings.accuracies), "", _matrix(findings.plan), "", _throughput(findings))
 
 
-def _accuracy(findings: Findings) -> Table:
-    table = _table(f"Accuracy on {findings.images} held-out images")
+def accuracy(found: Accuracies) -> Table:
+    table = _table(f"Accuracy on {found.images} held-out images")
     table.add_column("member")
     table.add_column("format")
     table.add_column("accuracy", justify="right")
     table.add_column(f"{BAR_FROM:.0%} to {BAR_TO:.0%}", width=BAR_WIDTH)
-    for member, accuracy in findings.members.items():
-        table.add_row(member, findings.formats[member], f"{accuracy:.2%}", _bar(accuracy))
+    for member, share in found.members.items():
+        table.add_row(member, found.formats[member], f"{share:.2%}", _bar(share))
     table.add_section()
-    style = "bold green" if findings.ensemble_is_best else "bold red"
-    table.add_row("ensemble", "", f"{findings.ensemble:.2%}", _bar(findings.ensemble), style=style)
+    style = "bold red" if found.a_member_is_better else "bold green"
+    table.add_row("ensemble", "", f"{found.ensemble:.2%}", _bar(found.ensemble), style=style)
     return table
 
 
-def _bar(accuracy: float) -> Text:
-    share = (accuracy - BAR_FROM) / (BAR_TO - BAR_FROM)
+def _bar(right: float) -> Text:
+    share = (right - BAR_FROM) / (BAR_TO - BAR_FROM)
     return Text("█" * round(BAR_WIDTH * min(max(share, 0), 1)))
 
 

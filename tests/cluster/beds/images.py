@@ -19,6 +19,8 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[3]
 BASE = "localhost/debian:bookworm-slim"
+DEBIAN = "docker.io/library/debian:bookworm-slim"
+"""What the base image stands for, where a manifest names it."""
 PAUSE = "localhost/pause:1"
 OPERATOR = "localhost/ensemble-operator:test"
 RUNTIME = "localhost/ensemble-runtime:test-onnx"
@@ -75,7 +77,13 @@ def provide(images: tuple[Image, ...], say: Callable[[str], None]) -> list[Path]
             say("building the pause image ...")
             _pause()
         _built(images, say)
-        return [_archive(name) for name in (PAUSE, *(image.name for image in images))]
+        return [_archive(name, name) for name in (PAUSE, *(image.name for image in images))]
+
+
+def debian() -> Path:
+    """The base image under the name that users' manifests have for it, for nodes to load; `provide` has built it."""
+    with _building():
+        return _archive(BASE, DEBIAN)
 
 
 def build(image: Image, say: Callable[[str], None]) -> None:
@@ -148,16 +156,17 @@ def _prune() -> None:
         subprocess.run(["buildah", "rmi", left], capture_output=True)
 
 
-def _archive(name: str) -> Path:
+def _archive(image: str, name: str) -> Path:
+    """A file with an image, which nodes that load it know by a name."""
     stem = name.replace("/", "_").replace(":", "_")
-    archive = _cache() / f"{stem}-{_identity(name)[:16]}.tar"
+    archive = _cache() / f"{stem}-{_identity(image)[:16]}.tar"
     if not archive.exists():
         for old in _cache().glob(f"{stem}-*.tar"):
             if time.time() - old.stat().st_mtime > KEPT_SECONDS:  # a cluster beside this one may still load it
                 old.unlink()
         half_done = archive.with_suffix(".part")
         half_done.unlink(missing_ok=True)  # of somebody who was killed over it
-        _run("buildah", "push", "--quiet", name, f"docker-archive:{half_done}:{name}")
+        _run("buildah", "push", "--quiet", image, f"docker-archive:{half_done}:{name}")
         half_done.rename(archive)
     return archive
 

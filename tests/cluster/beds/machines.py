@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from beds.client import Manifest
 from beds.controlplane import ControlPlane, Options
 from beds.models import ModelServer
 from beds.node import Node, Place
@@ -114,6 +116,33 @@ class Machines:
         """The address of a Service's port 8000, which is also this process's way through kube-proxy's rules."""
         service = self.plane.admin.get(f"/api/v1/namespaces/{namespace}/services/{name}")
         return f"http://{service['spec']['clusterIP']}:8000"
+
+    def environment(self, namespace: str = "default") -> dict[str, str]:
+        """For a user who types kubectl, with or without `ensemble`, and helm."""
+        programs = (self._binaries["kubectl"], self._binaries["helm"], Path(sys.executable))
+        return os.environ | {
+            "KUBECONFIG": str(self.plane.kubeconfig(namespace=namespace)),
+            "KUBECACHEDIR": str(self.folder / "kubectl-cache"),
+            "PATH": os.pathsep.join([*(str(program.parent) for program in programs), os.environ["PATH"]]),
+        }
+
+    def provision(self, claim: Manifest, namespace: str) -> str:
+        """What a provisioner does: a volume for a claim, a folder here that every node sees; returns its name."""
+        name = f"{namespace}-{claim['metadata']['name']}"
+        folder = self.folder / "volumes" / name
+        folder.mkdir(parents=True)
+        folder.chmod(0o777)
+        spec = {
+            "accessModes": claim["spec"]["accessModes"],
+            "capacity": claim["spec"]["resources"]["requests"],
+            "claimRef": {"namespace": namespace, "name": claim["metadata"]["name"]},
+            "hostPath": {"path": str(folder)},
+            "persistentVolumeReclaimPolicy": "Retain",
+        }
+        self.plane.admin.create(
+            {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": spec}
+        )
+        return name
 
     def add(self, *, claims: bool = False) -> Node:
         """One more node joins, with all images; a device plugin offers its GPUs, or they are claimed one by one."""

@@ -1,82 +1,98 @@
-"""`make cluster-demo` and `make cluster-shell`: a cluster on this machine with the chart and one ensemble, to look at.
+"""`make cluster-demo` and `make cluster-shell`: a cluster on this machine with the chart and the digits example in it.
 
 Runs inside an enclosure, with `demo` or `shell`; Ctrl-D ends the shell, and with it everything.
 """
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[3] / "examples" / "digits"))
 
 import numpy as np
+from report import Accuracies, accuracy
+from rich.columns import Columns
+from rich.console import Console, Group
+from rich.text import Text
 
 from beds import binaries, enclosure
 from beds.cluster import Cluster
 from beds.machines import Machines
-from beds.models import COLUMNS, combined
-from beds.served import Served
+from beds.quick_start import ENSEMBLE, Answers, HeldOut, QuickStart
 
-NAME = "three-nets"
+SIDE, WHITE = 8, 16
+GREYS = " ░▒▓█"
+DRAWN = 4
+"""Images that are shown."""
 
 
 def main(mode: str) -> int:
     """Bring it up, install, apply, show; in `shell` mode hand it over then."""
+    console = Console(highlight=False)
     programs = binaries.provide(enclosure.PROGRAMS, _say)
     with tempfile.TemporaryDirectory() as place:
-        _say("two nodes, Services, DNS ...")
+        _say("two nodes, Services, DNS")
         with Machines(programs, enclosure.archives(), Path(place) / "bed") as machines:
-            _say("helm install ...")
-            _show(_applied(Cluster.installed(machines, programs["helm"])))
+            _say("helm install ensembles charts/ensembles")
+            cluster = Cluster.installed(machines, programs["helm"])
+            try:
+                _serve(QuickStart(machines, "default"), console)
+            except subprocess.CalledProcessError as error:
+                print(f"{error.stderr}\n{cluster.report()}")
+                raise
             if mode == "shell":
-                _shell(machines, programs)
+                _shell(machines)
     return 0
 
 
-def _applied(cluster: Cluster) -> Served:
-    """An ensemble that is ready; its members have been measured first, as nobody has written profiles."""
-    ensemble = Served(cluster, "default", NAME)
-    _say("kubectl apply ...")
-    start = time.monotonic()
-    ensemble.apply()
-    try:
-        ensemble.wait()
-    except TimeoutError:
-        print(cluster.report())
-        raise
-    _say(f"ready after {time.monotonic() - start:.1f} s")
-    return ensemble
+def _serve(quick_start: QuickStart, console: Console) -> None:
+    quick_start.train()
+    quick_start.provide()
+    _say("the quick start of docs/install.md")
+    quick_start.follow(lambda line, said: print(f"\n$ {line}\n{said}", end="", flush=True))
+    held_out = quick_start.held_out()
+    answers, expected = quick_start.ask(held_out), quick_start.compute(held_out)
+    console.print("", accuracy(_accuracies(held_out, answers)), "", _disagreements(held_out, answers), sep="\n")
+    difference = max(float(np.abs(answers[name] - expected[name]).max()) for name in expected)
+    console.print("\nAll of this was asked through the Service. With the same files, ONNX Runtime and numpy", end=" ")
+    console.print(f"differ by {difference:.0e} at most." if difference else "say the same, to the last bit.")
 
 
-def _show(ensemble: Served) -> None:
-    print(f"\n$ kubectl get ie,pods -o wide\n{ensemble.cluster.plane.kubectl('get', 'ie,pods', '-o', 'wide')}")
-    print("the matrix:")
-    for row in ensemble.space.status(NAME)["matrix"]:
-        cells = ", ".join(f"{cell['member']} x {cell['batchSize']}" for cell in row["cells"])
-        print(f"{row['node']:10} {row['device']:8} {row['type']:24} {cells}")
-    rows = np.linspace(-1, 1, 2 * COLUMNS, dtype=np.float32).reshape(2, COLUMNS)
-    print(f"\npredictions through the Service:\n{ensemble.predict(rows)}")
-    print(f"the same in numpy:\n{combined(ensemble.manifest['spec'], rows)}", flush=True)
+def _accuracies(held_out: HeldOut, answers: Answers) -> Accuracies:
+    right = {name: held_out.accuracy(each) for name, each in answers.items()}
+    ensemble = right.pop(ENSEMBLE)
+    return Accuracies(len(held_out.digits), ensemble, right, dict.fromkeys(right, "ONNX"))
 
 
-def _shell(machines: Machines, programs: dict[str, Path]) -> None:
-    tools = os.pathsep.join(str(programs[name].parent) for name in ("kubectl", "helm"))
-    environment = os.environ | {
-        "KUBECONFIG": str(machines.plane.kubeconfig()),
-        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
-        "PS1": "cluster$ ",
-    }
-    print("kubectl and helm speak to the cluster; Ctrl-D ends it.", flush=True)
-    subprocess.run(["bash", "--norc"], env=environment)
+def _disagreements(held_out: HeldOut, answers: Answers) -> Group:
+    """The first images that not all members take for the same digit, and what each says."""
+    guesses = np.stack([each.argmax(axis=1) for each in answers.values()])
+    (split,) = np.nonzero((guesses != guesses[0]).any(axis=0))
+    title = Text(f"About {len(split)} of them the members disagree, e.g.\n", style="bold italic")
+    return Group(title, Columns([_drawing(held_out, answers, i) for i in split[:DRAWN]], padding=(0, 3)))
+
+
+def _drawing(held_out: HeldOut, answers: Answers, i: int) -> Text:
+    rows = held_out.pixels[i].reshape(SIDE, SIDE)
+    shades = (rows / WHITE * (len(GREYS) - 1)).round().astype(int)
+    lines = ["".join(2 * GREYS[shade] for shade in row) for row in shades]
+    digit = held_out.digits[i]
+    said = [(name, each[i].argmax(), each[i].max()) for name, each in answers.items()]
+    marks = [f"{name:<9}{guess} {share:4.0%}{' ✓' if guess == digit else ''}" for name, guess, share in said]
+    return Text("\n".join([*lines, f"shows    {digit}", *marks]))
+
+
+def _shell(machines: Machines) -> None:
+    print("\nkubectl and helm speak to the cluster; Ctrl-D ends it.", flush=True)
+    subprocess.run(["bash", "--norc"], env=machines.environment() | {"PS1": "cluster$ "})
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    print(f"▶ {line}", flush=True)
 
 
 if __name__ == "__main__":
