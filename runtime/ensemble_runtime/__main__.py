@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from ensemble_runtime import report
 from ensemble_runtime.config import RuntimeConfig, Schema
-from ensemble_runtime.errors import EnsembleError, ManifestError
+from ensemble_runtime.errors import EnsembleError, ManifestError, ModelEvictedError, ModelNotCachedError
 from ensemble_runtime.logs import log_to_stderr
 
 Document = TypeVar("Document", bound=Schema)
@@ -39,6 +39,9 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="serve a runtime configuration until stopped")
     serve.add_argument("document", metavar="CONFIG.json", type=Path)
+    serve.add_argument(
+        "--fetched", action="store_true", help="`fetch` has been run for pinned models: one that is missing was evicted"
+    )
     serve.set_defaults(command=_serve)
 
     fetch = commands.add_parser("fetch", help="fetch the models of a request and print path, sha256 and size of each")
@@ -92,7 +95,12 @@ def _serve(options: argparse.Namespace) -> int:
 
     config = _read(options.document, RuntimeConfig)
     config = config.model_copy(update={"devices": slots.bound(config.devices)})
-    return supervisor.run(config, options.cache, serve_until_stopped)
+    try:
+        return supervisor.run(config, options.cache, serve_until_stopped)
+    except ModelNotCachedError as error:
+        if not options.fetched:
+            raise
+        raise ModelEvictedError(f"evicted from the cache after it was fetched: {error}") from error
 
 
 def _fetch(options: argparse.Namespace) -> int:

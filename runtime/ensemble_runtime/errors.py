@@ -22,6 +22,16 @@ class ModelUnavailableError(EnsembleError):
     exit_code = 66
 
 
+class ModelNotCachedError(ModelUnavailableError):
+    """The file of a pinned model is not in the cache, and cannot be fetched either."""
+
+
+class ModelEvictedError(EnsembleError):
+    """A model that was fetched before is gone from the cache; whoever fetched it has to do so again."""
+
+    exit_code = 75
+
+
 class DigestMismatchError(EnsembleError):
     """A model's bytes are not those that the manifest pinned by sha256."""
 

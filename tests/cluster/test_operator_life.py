@@ -346,3 +346,20 @@ def test_the_last_failure_is_told(space: Space, operator: Operator, kwok: Kwok) 
         "exitCode": 70,
         "message": "the arena does not fit",
     }
+
+
+def test_a_pod_whose_model_is_gone_from_the_cache_is_made_anew_and_no_other_that_fails(
+    space: Space, operator: Operator, kwok: Kwok
+) -> None:
+    """Only init containers have the secret that a model is fetched with."""
+    space.apply("digits")
+    settled(space, operator, "digits")
+    (pod,) = space.pods("digits")
+    kwok.crash(pod, 66, "no such file")
+    wait_for(lambda: "lastFailure" in space.status("digits"), "the failure")
+    operator.idle()
+    assert space.pods("digits")[0]["metadata"]["uid"] == pod["metadata"]["uid"]
+
+    kwok.crash(pod, 75, "evicted from the cache after it was fetched")
+    wait_for(lambda: {p["metadata"]["uid"] for p in space.pods("digits")} - {pod["metadata"]["uid"]}, "another pod")
+    assert settled(space, operator, "digits") == {pod["metadata"]["name"]}

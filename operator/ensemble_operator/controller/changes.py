@@ -188,7 +188,7 @@ def running_pod(name: str, pod: OwnPod) -> RunningPod:
         head=pod.labels.get(labels.ROLE) == labels.HEAD,
         ready=pod.ready,
         deleting=pod.deleting,
-        ended=pod.phase in ("Failed", "Succeeded"),
+        ended=pod.phase in ("Failed", "Succeeded") or pod.bereft,
         sick=pod.sick,
     )
 

@@ -44,8 +44,9 @@ def progress(
         return Progress(complete=bool(names))
     start = _moment(began, now)
     last = max([start, *(_moment(pod.ready_since, start) for pod in ready)])
+    ended = {name for name, pod in found.items() if pod.phase == "Failed" or pod.bereft}
     waiting = {
-        name: last if pod.phase == "Failed" else max(last, _moment(pod.created, last), _moment(pod.ready_since, last))
+        name: last if name in ended else max(last, _moment(pod.created, last), _moment(pod.ready_since, last))
         for name, pod in sorted(found.items())
         if not pod.ready
     }

@@ -29,6 +29,7 @@ from ensemble_operator.inventory.node_record import node_record
 from ensemble_operator.inventory.pod_record import PodUse, claimed
 from ensemble_operator.inventory.slices import slice_record
 from ensemble_operator.manifests.labels import MANAGER
+from ensemble_runtime.errors import ModelEvictedError
 
 DIGEST = "ensembles.dev/digest"
 """Annotation of a child: the digest of the manifest that it was made from."""
@@ -102,6 +103,8 @@ class OwnPod:
     """When it became ready, or ceased to be."""
     sick: bool = False
     """Whether its node reports a device that it holds as unhealthy."""
+    bereft: bool = False
+    """Whether its container cannot start again, for a model is gone from the cache which only a new pod can fetch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +208,7 @@ def _own(body: Body, *, sick: bool) -> OwnPod:
         ended=_ended(containers),
         ready_since=conditions.get("Ready", {}).get("lastTransitionTime") or "",
         sick=sick,
+        bereft=any(_end(container).get("exitCode") == ModelEvictedError.exit_code for container in containers),
     )
 
 
@@ -238,6 +242,14 @@ def _trouble_of(container: Body) -> str | None:
     if end["exitCode"] < _KILLED:  # whoever is killed has no last words; what was logged before explains nothing
         told = ": ".join((told, *last))
     return _said({"reason": word, "message": told})
+
+
+def _end(container: Body) -> Body:
+    """How a container that does not run ended last."""
+    state = container.get("state") or {}
+    waits = (container.get("lastState") or {}).get("terminated") if "waiting" in state else None
+    end: Body = state.get("terminated") or waits or {}
+    return end
 
 
 def _said(part: Body) -> str:

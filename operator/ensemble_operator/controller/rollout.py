@@ -44,7 +44,7 @@ class RunningPod:
     ready: bool
     deleting: bool
     ended: bool
-    """It will not run again by itself: evicted, refused by its node, or completed."""
+    """It will not run again by itself: evicted, refused by its node, completed, or bereft of a model."""
     sick: bool = False
     """A device of its own is broken; until it goes, its node counts a sound one as taken by it."""
 

@@ -87,7 +87,7 @@ class _Copy:
             node=_node(shard),
             resources=resources(shard, self.plan, config, torch=image == self.settings.image_full),
             image=image,
-            command=["serve", *_FILES, f"{CONFIG_FOLDER}/{CONFIG_FILE}"],
+            command=["serve", *_FILES, *(["--fetched"] if fetches else []), f"{CONFIG_FOLDER}/{CONFIG_FILE}"],
             config_map=config_name,
             placement=self.ensemble.spec.placement,
             settings=self.settings,

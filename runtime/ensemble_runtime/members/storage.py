@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from ensemble_runtime.config import ModelSource
-from ensemble_runtime.errors import DigestMismatchError, ModelUnavailableError
+from ensemble_runtime.errors import DigestMismatchError, ModelNotCachedError, ModelUnavailableError
 from ensemble_runtime.members.eviction import LOCK_SUFFIX, PARTIAL, lease
 
 Progress = Callable[[int, int | None], None]
@@ -69,6 +69,7 @@ def fetch(
 
     Raises:
         ModelUnavailableError: missing, refused, cut short, too large, or no room for it.
+        ModelNotCachedError: the same of one that the cache could have had.
         DigestMismatchError: its bytes are not those that the manifest pins.
     """
     uri = urllib.parse.urlsplit(source.uri)
@@ -80,7 +81,10 @@ def fetch(
     with _locked(entry):
         if (found := _intact(entry, source.sha256)) is not None:
             return found
-        return _store(source, cache, progress, max_bytes)
+        try:
+            return _store(source, cache, progress, max_bytes)
+        except ModelUnavailableError as error:
+            raise ModelNotCachedError(str(error)) from error
 
 
 def redacted(uri: str) -> str:

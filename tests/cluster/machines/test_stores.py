@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,3 +122,26 @@ def test_the_pods_of_a_node_fetch_a_model_once_and_keep_what_fits(caching: Cachi
     assert caching.cached() == {THIRD.digest}
     assert store.asked["first.onnx"] > asked["first.onnx"]
     other.delete()
+
+
+def test_a_model_that_is_evicted_while_its_container_is_down_comes_back_by_itself(
+    caching: Caching, machines: Machines
+) -> None:
+    secret, example = yaml.safe_load_all((EXAMPLES / "s3.yaml").read_text())
+    caching.secret(secret, SECRET)
+    caching.store.objects["first.onnx"] = FIRST.content
+    devices = example["spec"]["devices"] | {"max": 1}
+    served = Served(caching.cluster, caching.namespace, "evicted", devices=devices)
+    served.profiles()
+    served.apply(members=members(example["spec"], FIRST, SECOND)[:1])
+    served.wait()
+    (pod,) = served.pods()
+
+    (caching.folder / "sha256" / FIRST.digest[:2] / FIRST.digest[2:]).unlink()
+    os.kill(machines.nodes[NODE].processes(pod)[1], signal.SIGKILL)
+
+    wait_for(lambda: {p["metadata"]["uid"] for p in served.pods()} - {pod["metadata"]["uid"]}, "another pod", 60)
+    served.wait()
+    assert served.right(ROWS, served.predict(ROWS))
+    assert served.space.status("evicted")["lastFailure"]["exitCode"] == 75
+    served.delete()

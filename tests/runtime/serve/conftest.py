@@ -106,14 +106,15 @@ class Server:
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[[dict[str, Any]], Server]]:
-    """serve(config): a server that may not be ready yet; killed at the end, should it still run."""
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """serve(config, *options): a server that may not be ready yet; killed at the end, should it still run."""
     started: list[Server] = []
 
-    def start(config: dict[str, Any]) -> Server:
+    def start(config: dict[str, Any], *options: str) -> Server:
         file = tmp_path / f"{len(started)}.json"
         file.write_text(json.dumps(config))
         command = [sys.executable, "-m", "ensemble_runtime", "serve", str(file), "--cache", str(tmp_path / "cache")]
+        command += options
         log = file.with_suffix(".log")
         with log.open("wb") as errors:
             process = subprocess.Popen(command, stderr=errors, start_new_session=True)

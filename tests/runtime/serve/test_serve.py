@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.utils import InferenceServerException
 
-Serve = Callable[[dict[str, Any]], Any]
+Serve = Callable[..., Any]
 
 
 def test_answers_are_those_of_the_models_also_while_processes_die(
@@ -141,6 +141,18 @@ def test_a_taken_port_and_a_missing_model_have_their_codes(serve: Serve, config:
     for server in (taken, missing, unknown):
         assert "Traceback" not in server.log.read_text()
         server.assert_gone()
+
+
+def test_a_model_that_was_evicted_after_it_was_fetched_has_a_code_of_its_own(
+    serve: Serve, config: dict[str, Any]
+) -> None:
+    remote = {"uri": "http://127.0.0.1:9/gone.onnx", "format": "ONNX", "sha256": "0" * 64}
+    gone = {**config, "members": [config["members"][0], config["members"][1] | {"model": remote}]}
+    servers = [serve(gone), serve(gone, "--fetched")]
+    assert [server.process.wait(30) for server in servers] == [66, 75]
+    assert "evicted from the cache after it was fetched" in servers[1].log.read_text().splitlines()[-1]
+    local = serve({**config, "members": [config["members"][0], _elsewhere(config["members"][1])]}, "--fetched")
+    assert local.process.wait(30) == 66, "nobody fetches what lies on a volume"
 
 
 def _kill(pid: int) -> None:

@@ -19,10 +19,10 @@ def wanted(*names):
     return [WantedSet(i, "r", "p", (name,), frozenset()) for i, name in enumerate(names)]
 
 
-def pod(created=0, ready_since=None, phase="Running", trouble=None):
+def pod(created=0, ready_since=None, phase="Running", trouble=None, **rest):
     ready = ready_since is not None
     since = stamp(ready_since) if ready else stamp(created)
-    return OwnPod("u", stamp(created), "e", {}, {}, "n", "", phase, ready, False, trouble, None, since)
+    return OwnPod("u", stamp(created), "e", {}, {}, "n", "", phase, ready, False, trouble, None, since, **rest)
 
 
 def after(seconds, pods, *names, began=0):
@@ -75,6 +75,7 @@ def test_who_ceased_to_be_ready_has_time_from_then_on():
 
 def test_who_ends_and_is_made_anew_gains_no_time():
     assert after(61, {"a": pod(created=55, phase="Failed", trouble="Evicted")}).late is not None
+    assert after(61, {"a": pod(created=55, bereft=True)}).late is not None
     assert after(61, {"a": pod(created=55)}).late is None
 
 
