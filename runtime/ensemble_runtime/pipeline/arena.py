@@ -128,9 +128,10 @@ class Arena:
         """Of members that their shard folds: what the combiner takes in place of their outputs."""
         self.disagreement: NDArray[np.float32] = self._cut.array((rows, 4), "f4")
 
-        # The request table. The gateway writes all of it but `used`, the two counters, which the combiner takes down,
-        # and `output_shapes`, which it clears and cells write.
+        # The request table. The gateway writes all of it (the supervisor, once it has died) but `used`, the two
+        # counters, which the combiner takes down, and `output_shapes`, which it clears and cells write.
         self.generation = self._cut.array((slots,), "u4")
+        """The how manyth request to be sent to the members a slot holds; from 1, and around."""
         self.base = self._cut.array((slots,), "u4")
         self.row_count = self._cut.array((slots,), "u4")
         self.flags = self._cut.array((slots,), "u4")
@@ -149,6 +150,8 @@ class Arena:
         # Queues: three for each member (taken in this order), reports for each cell and one for the supervisor,
         # controls from the gateway to the combiner, completions back.
         self.queues = [[Ring.cut(self._cut, capacity) for _ in ("again", "high", "normal")] for _ in range(members)]
+        self.sending = self._cut.words(2 + members)
+        """What the gateway sends: the first generation, the queue, and the tail that each member's will have then."""
         self.lock_owner = self._cut.words(members)
         # Cells of one connection to a remote share a ring: what they report together is seen together.
         sharing = Counter((*geo.reporters, cells))

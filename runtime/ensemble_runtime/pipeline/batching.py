@@ -10,7 +10,6 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
-from struct import Struct
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from ensemble_runtime.pipeline.arena import (
     ARRIVED,
     CANCELLED,
     DISAGREE,
+    ENTRY_BYTES,
     INDIVIDUAL,
     MISSHAPEN,
     OPEN,
@@ -31,9 +31,10 @@ from ensemble_runtime.pipeline.arena import (
     UNREACHED,
     Arena,
 )
-from ensemble_runtime.pipeline.combiner import CANCEL, DONE, DONE_PARTIAL, EXPIRE, NOTHING, TIMED_OUT
+from ensemble_runtime.pipeline.entries import ENTRY, segments
 from ensemble_runtime.pipeline.health import HealthReader, queued_rows
 from ensemble_runtime.pipeline.intake import HIGH, NORMAL
+from ensemble_runtime.pipeline.judging import CANCEL, DONE, DONE_PARTIAL, EXPIRE, NOTHING, TIMED_OUT
 from ensemble_runtime.pipeline.leases import ENDED, WAITING, RowLease, Tensors
 from ensemble_runtime.pipeline.port import (
     COMPLETE,
@@ -49,7 +50,6 @@ from ensemble_runtime.pipeline.wiring import Wiring, ring
 
 log = logging.getLogger(__name__)
 
-_ENTRY = Struct("<IIII")
 _RETRY_AFTER = 1.0
 _SWEEPS_PER_DEADLINE = 50
 _SHADOWS_SHARE = 4
@@ -67,16 +67,18 @@ class Batcher:
     def __init__(self, arena: Arena, wiring: Wiring, loop: asyncio.AbstractEventLoop) -> None:
         self.config: RuntimeConfig = arena.config
         self.max_rows = arena.geometry.rows
-        self.in_flight = 0
         self._arena = arena
         self._wiring = wiring
         self._loop = loop
         geometry, config = arena.geometry, arena.config
         self._tensors = Tensors(arena)
-        self._rows = RowAllocator(geometry.rows)
-        self._slots = list(range(geometry.slots))
         self._leases: list[RowLease | None] = [None] * geometry.slots
-        self._generation = 0
+        orphans = self._adopt()
+        self._rows = RowAllocator(geometry.rows, [(lease.base, lease.rows) for lease in orphans])
+        self._slots = [slot for slot, lease in enumerate(self._leases) if lease is None]
+        self.in_flight = len(orphans)
+        self._sending = arena.sending
+        self._generation = self._sending[0] + geometry.slots  # beyond whatever an earlier gateway has sent
         self._names = [member.name for member in config.members]
         self._combined = [i for i, member in enumerate(config.members) if not member.shadow]
         self._shadows = frozenset(range(len(self._names))).difference(self._combined)
@@ -108,6 +110,18 @@ class Batcher:
         self._shortest = min(self._timeout, self._patience)
         loop.add_reader(wiring.gateway, self._take_completions)
 
+    def _adopt(self) -> list[RowLease]:
+        """What a gateway that died has left: requests whose rows some cell may still touch, for nobody."""
+        arena = self._arena
+        orphans = []
+        for slot in np.flatnonzero(arena.flags & ACTIVE).tolist():
+            lease = RowLease(self._tensors, slot, int(arena.base[slot]), int(arena.row_count[slot]), ())
+            lease.generation = int(arena.generation[slot])
+            lease.state, lease.settled, lease.released = ENDED, False, True
+            self._leases[slot] = lease
+            orphans.append(lease)
+        return orphans
+
     # -- a request's life ---------------------------------------------------------------------------------------------
 
     def lease(self, rows: int, shapes: Sequence[tuple[int, ...]]) -> RowLease:
@@ -119,8 +133,7 @@ class Batcher:
         base = self._rows.take(rows)
         if base is None:
             raise OverloadedError(f"no room for {rows} rows: {self._rows.free} are free; try again later", _RETRY_AFTER)
-        self._generation = (self._generation + 1) & 0xFFFFFFFF
-        lease = RowLease(self._tensors, self._slots.pop(), base, rows, shapes, self._generation)
+        lease = RowLease(self._tensors, self._slots.pop(), base, rows, shapes)
         self._leases[lease.slot] = lease
         self.in_flight += 1
         return lease
@@ -131,8 +144,7 @@ class Batcher:
         lease.state = WAITING
         lease.settled = False
         lease.done = done
-        generation, base, row_count, flags, min_members, phase = self._table
-        generation[slot] = lease.generation
+        _, base, row_count, flags, min_members, phase = self._table
         base[slot] = lease.base
         row_count[slot] = rows
         flags[slot] = (DISAGREE if options.disagreement else 0) | (INDIVIDUAL if options.individually else 0)
@@ -205,20 +217,37 @@ class Batcher:
     def _push(self, queue: int, leases: list[RowLease]) -> None:
         arena = self._arena
         if all(lease.rows <= self._segment for lease in leases):
-            blob = b"".join([_ENTRY.pack(lease.slot, lease.base, lease.rows, 0) for lease in leases])
+            blob = b"".join([ENTRY.pack(lease.slot, lease.base, lease.rows, 0) for lease in leases])
             blobs = [blob] * len(self._names)
         else:
-            by_size = {size: _segments(leases, size) for size in set(arena.geometry.segments)}
+            requests = [(lease.slot, lease.base, lease.rows) for lease in leases]
+            by_size = {size: segments(requests, size) for size in set(arena.geometry.segments)}
             blobs = [by_size[size] for size in arena.geometry.segments]
-        flags = self._table[3]
         for lease in leases:
             arena.status[:, lease.base : lease.base + lease.rows] = 0
+        for member in self._shadows:
+            if self._behind(member):
+                self._spare(member, leases)
+                blobs[member] = b""
+        self._send(queue, leases, blobs)
+
+    def _send(self, queue: int, leases: Sequence[RowLease], blobs: Sequence[bytes]) -> None:
+        """Queue the members' entries of requests whose part of the request table is written."""
+        arena = self._arena
+        # First: the supervisor sends the rest for a gateway that dies meanwhile.
+        sending, generation = self._sending, self._generation
+        sending[0], sending[1] = (generation + 1) & 0xFFFFFFFF, queue
+        for member, blob in enumerate(blobs):
+            sending[2 + member] = arena.queues[member][queue].tail + len(blob) // ENTRY_BYTES
+        generations, flags = self._table[0], self._table[3]
+        for lease in leases:
+            generation = (generation + 1) & 0xFFFFFFFF
+            lease.generation = generations[lease.slot] = generation
             # Last: a combiner that takes over believes what it reads of an active request.
             flags[lease.slot] |= ACTIVE
+        self._generation = generation
         for member, blob in enumerate(blobs):
-            if member in self._shadows and self._behind(member):
-                self._spare(member, leases)
-            else:
+            if blob:
                 arena.queues[member][queue].push(blob)
 
     def _push_to(self, lease: RowLease, names: Sequence[str]) -> None:
@@ -228,9 +257,12 @@ class Batcher:
         arena.status[:, rows] = SKIPPED
         arena.status[asked, rows] = 0
         self._counts[0][lease.slot] = lease.rows * len(asked)
-        self._table[3][lease.slot] |= ACTIVE
-        for member in asked:
-            arena.queues[member][NORMAL].push(_segments([lease], arena.geometry.segments[member]))
+        request = [(lease.slot, lease.base, lease.rows)]
+        self._send(
+            NORMAL,
+            [lease],
+            [segments(request, size) if m in asked else b"" for m, size in enumerate(arena.geometry.segments)],
+        )
         self._ring(1)
 
     def _behind(self, member: int) -> bool:
@@ -363,14 +395,5 @@ class Batcher:
         controls = self._arena.controls
         # Full only when the combiner is gone and its successor has not come yet; deadlines are said again.
         if lease is not None and len(controls) < len(controls.table):
-            controls.push(_ENTRY.pack(lease.slot, lease.generation, operation, 0))
+            controls.push(ENTRY.pack(lease.slot, lease.generation, operation, 0))
             ring(self._wiring.combiner)
-
-
-def _segments(leases: Sequence[RowLease], size: int) -> bytes:
-    """Entries of at most `size` rows each."""
-    return b"".join(
-        _ENTRY.pack(lease.slot, first, min(size, lease.base + lease.rows - first), 0)
-        for lease in leases
-        for first in range(lease.base, lease.base + lease.rows, size)
-    )

@@ -1,4 +1,4 @@
-"""What has arrived from which member, which requests are complete, and which of them need care.
+"""What has arrived from which member, and which requests are complete: whole batches at once where nothing is wrong.
 
 All that it knows can be found again in the arena: `status` says which rows have arrived from which member, and the
 members' rows stay where they are until the request is over. A new combiner after a crash refolds from there.
@@ -6,41 +6,26 @@ members' rows stay where they are until the request is over. A new combiner afte
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
-from struct import Struct
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_runtime.members.checks import first_line
-from ensemble_runtime.pipeline.arena import ACTIVE, ANSWERED, ARRIVED, DISAGREE, MISSHAPEN, Arena
+from ensemble_runtime.pipeline.arena import ACTIVE, ARRIVED, DISAGREE, Arena
 from ensemble_runtime.pipeline.folding import Folding
 from ensemble_runtime.pipeline.folds import Rows
 from ensemble_runtime.pipeline.intake import Entries
+from ensemble_runtime.pipeline.judging import DONE, Judge
 from ensemble_runtime.pipeline.prediction import rows_of
 
-log = logging.getLogger(__name__)
-
-Array = NDArray[Any]
-
-# Operations of the control ring: the gateway gave up on a request; its quorum deadline has passed.
-CANCEL, EXPIRE = range(1, 3)
-
-_RECORD = Struct("<IIII")
 _FEW = 16
 """So many reports are looked at one by one sooner than numpy looks at them together."""
 _MANY_ROWS = 16
 """Reports of so many rows each are taken one by one as well: slices of rows need no index arrays."""
 
-# Completions are (slot, generation, verdict, whether every dispatched row is accounted for). The last verdict is the
-# gateway's own: it watches the clock.
-NOTHING, DONE, DONE_PARTIAL, DONE_FAILED, TIMED_OUT = range(5)
-
 
 class Combiner:
-    """Which rows have been folded, which requests need care, which are answered but not accounted for."""
+    """Takes in what the members report, and tells the gateway what is done."""
 
     def __init__(self, arena: Arena, paths: dict[str, Path]) -> None:
         self._arena = arena
@@ -62,15 +47,7 @@ class Combiner:
         self._remaining = arena.remaining.data
         self._row_count = arena.row_count.data
         self._every_slot = np.arange(arena.geometry.slots, dtype=np.uint32)
-        self._folded = np.zeros(arena.geometry.rows, np.uint16)
-        """How many members each row has been folded from; not kept for requests of one row."""
-        self._closed = np.zeros(arena.geometry.slots, np.bool_)
-        """Requests that are answered while some of their rows are still with a cell."""
-        self._closures = 0
-        self._irregular: set[int] = set()
-        """Requests that a failure or a deadline has touched: they are judged one by one."""
-        self._expired: set[int] = set()
-        self._completions: list[bytes] = []
+        self._judge = Judge(arena, self._folding, self._combined)
 
     def turn(self) -> bool:
         """Take in all reports and controls; returns whether the gateway has something to read."""
@@ -88,7 +65,7 @@ class Combiner:
         controls = self._arena.controls
         if waiting := len(controls):
             for slot, generation, operation, _ in controls.peek(waiting).tolist():
-                self._obey(slot, generation, operation)
+                self._judge.obey(slot, generation, operation)
             controls.head += waiting
         return self._publish()
 
@@ -105,37 +82,13 @@ class Combiner:
                     arena.status[self._member(index, entry), rows_of(entry[None])] = _code(entry)
                 reports.head += waiting
         for slot in np.flatnonzero(arena.flags & ACTIVE).tolist():
-            self._adopt(slot)
-
-    def _adopt(self, slot: int) -> None:
-        """Take up a request where the last combiner left it, while the gateway goes on writing the request table."""
-        arena = self._arena
-        generation = int(arena.generation[slot])
-        active = arena.flags[slot] & ACTIVE
-        status = arena.status[:, self._rows(slot)]
-        remaining = np.count_nonzero(status[self._combined] == 0)
-        shadowed = np.count_nonzero(status == 0) - remaining
-        answered = arena.phase[slot] == ANSWERED
-        if not active or arena.generation[slot] != generation:
-            return  # it has ended meanwhile, and what was read may be of two requests
-        if answered and not remaining and not shadowed:
-            # Perhaps the gateway has not been told yet; perhaps it has, and gives the slot away at any moment.
-            self._completions.append(_RECORD.pack(slot, generation, NOTHING, True))
-            return
-        # Nobody but this process can end it from here on.
-        arena.remaining[slot], arena.shadowed[slot] = remaining, shadowed
-        if answered:
-            self._closed[slot] = True
-            self._closures += 1
-        else:
-            self._irregular.add(slot)
-            self._judge(slot)
+            self._judge.adopt(slot)
 
     def _publish(self) -> bool:
-        if not self._completions:
+        if not self._judge.completions:
             return False
-        self._arena.completions.push(b"".join(self._completions))
-        self._completions.clear()
+        self._arena.completions.push(b"".join(self._judge.completions))
+        self._judge.completions.clear()
         return True
 
     # -- reports ------------------------------------------------------------------------------------------------------
@@ -175,14 +128,14 @@ class Combiner:
         if (entries[:, 3] != ARRIVED).any():
             return False
         slots = entries[:, 0]
-        if self._closures and self._closed[slots].any():
+        if self._judge.closures and self._judge.closed[slots].any():
             return False
-        return not self._irregular or self._irregular.isdisjoint(slots.tolist())
+        return not self._judge.irregular or self._judge.irregular.isdisjoint(slots.tolist())
 
     def _take_few(self, index: int, entries: list[list[int]]) -> None:
         """A few reports, or some of many rows: with little of numpy if nothing is wrong."""
         row_count, remaining, status = self._row_count, self._remaining, self._status
-        plain = len(entries) > 1 and not self._closures and not self._irregular
+        plain = len(entries) > 1 and not self._judge.closures and not self._judge.irregular
         place = self._places_of_rings[index] if plain else None
         if place is None or any(code != ARRIVED or row_count[slot] != 1 for slot, _, _, code in entries):
             for entry in entries:
@@ -206,7 +159,7 @@ class Combiner:
 
     def _take_single(self, index: int, slot: int, row: int, count: int, code: int) -> None:
         """One report, of a lone client's request or of many rows: with little of numpy if nothing is wrong."""
-        plain = code == ARRIVED and not self._closures and not self._irregular
+        plain = code == ARRIVED and not self._judge.closures and not self._judge.irregular
         place = self._places_of_rings[index] if plain else None
         if place is None:
             self._take(index, np.array([[slot, row, count, code]], np.uint32))
@@ -221,15 +174,15 @@ class Combiner:
         else:
             self._arena.status[member, rows] = ARRIVED
             self._fold(rows, self._first(rows), member, place)
-            self._folded[rows] += 1
+            self._judge.folded[rows] += 1
         if remaining == count:
-            whole = self._rows(slot)
-            self._folded[whole] = 0
+            whole = self._judge.rows(slot)
+            self._judge.folded[whole] = 0
             self._complete(self._every_slot[slot : slot + 1], whole)
 
     def _first(self, rows: Rows) -> bool | NDArray[np.bool_]:
         """Of which rows nothing has been folded yet; a bool where that is so for all or none of them."""
-        folded = self._folded[rows]
+        folded = self._judge.folded[rows]
         if not folded.any():
             return True
         return False if folded.all() else folded == 0
@@ -270,7 +223,7 @@ class Combiner:
             return
         if self._streaming:
             self._fold(rows, self._first(rows), member, place)
-            self._folded[rows] += 1
+            self._judge.folded[rows] += 1
         remaining = arena.remaining[slots] - counts
         arena.remaining[slots] = remaining
         complete = slots[remaining == 0]
@@ -278,14 +231,14 @@ class Combiner:
             spans = np.empty((len(complete), 4), np.uint32)
             spans[:, 1], spans[:, 2] = arena.base[complete], arena.row_count[complete]
             rows = rows_of(spans)
-            self._folded[rows] = 0
+            self._judge.folded[rows] = 0
             self._complete(complete, rows)
 
     def _complete(self, slots: NDArray[np.uint32], rows: Rows) -> None:
         """Requests of which the rows of every combined member are there."""
         if not self._fixed or not self._folding.finish(rows):
             for slot in slots.tolist():
-                self._judge(slot)
+                self._judge.decide(slot)
             return
         arena = self._arena
         if np.bitwise_or.reduce(flags := arena.flags.take(slots)) & DISAGREE:
@@ -298,9 +251,9 @@ class Combiner:
         records[:, 3] = 1
         if len(self._combined) < len(self._config.members):
             records[:, 3] = settled = arena.shadowed.take(slots) == 0
-            self._closed[slots] = ~settled
-            self._closures += int(np.count_nonzero(~settled))
-        self._completions.append(records.tobytes())
+            self._judge.closed[slots] = ~settled
+            self._judge.closures += int(np.count_nonzero(~settled))
+        self._judge.completions.append(records.tobytes())
 
     def _take_one(self, member: int, entry: NDArray[np.uint32]) -> None:
         """The careful path: one report, whatever its code and whatever state its request is in."""
@@ -308,92 +261,11 @@ class Combiner:
         slot, count = int(entry[0]), int(entry[2])
         arena.status[member, rows_of(entry[None])] = _code(entry)
         (arena.remaining if member in self._place else arena.shadowed)[slot] -= count
-        if self._closed[slot]:
-            self._settle(slot)
+        if self._judge.closed[slot]:
+            self._judge.settle(slot)
         else:
-            self._irregular.add(slot)
-            self._judge(slot)
-
-    # -- single requests ----------------------------------------------------------------------------------------------
-
-    def _judge(self, slot: int) -> None:
-        """Decide on one request: answered, failed, or still waiting for somebody."""
-        arena = self._arena
-        status = arena.status[:, self._rows(slot)]
-        arrived = [m for m in self._combined if (status[m] == ARRIVED).all()]
-        failed = [m for m in self._combined if (status[m] > ARRIVED).any()]
-        alike = arrived if self._fixed or self._config.shard else self._alike(slot, arrived)
-        needed = int(arena.min_members[slot])
-        pending = len(self._combined) - len(arrived) - len(failed)
-        if not pending or (slot in self._expired and len(alike) >= needed):
-            status[[m for m in arrived if m not in alike]] = MISSHAPEN
-            if len(alike) >= needed:
-                self._answer(slot, alike)
-            else:
-                self._close(slot, DONE_FAILED)
-        elif len(arrived) + pending < needed:
-            self._close(slot, DONE_FAILED)
-
-    def _alike(self, slot: int, arrived: list[int]) -> list[int]:
-        """Of members whose rows may have any shape, those that most agree with."""
-        shapes = [self._arena.output_shapes[slot, m].tobytes() for m in arrived]
-        return [m for m, shape in zip(arrived, shapes, strict=True) if shape == max(shapes, key=shapes.count)]
-
-    def _answer(self, slot: int, arrived: list[int]) -> None:
-        """Combine a request anew from its members' rows, whatever was folded before."""
-        arena = self._arena
-        try:
-            self._folding.combine(slot, arrived)
-        except Exception as error:
-            arena.combiner_error.set(first_line(error))
-            log.error("combination failed", extra={"error": first_line(error)})
-            self._close(slot, DONE_FAILED)
-            return
-        if arena.flags[slot] & DISAGREE:
-            self._folding.disagree(slot, arrived)
-        arena.used[slot] = 0
-        arena.used[slot, arrived] = 1
-        self._close(slot, DONE if len(arrived) == len(self._combined) else DONE_PARTIAL)
-
-    def _close(self, slot: int, verdict: int) -> None:
-        """End a request, and forget what was folded of it."""
-        self._folded[self._rows(slot)] = 0
-        self._irregular.discard(slot)
-        self._expired.discard(slot)
-        settled = self._accounted_for(slot)
-        if not settled:
-            self._closed[slot] = True
-            self._closures += 1
-        self._tell(slot, verdict, settled)
-
-    def _settle(self, slot: int) -> None:
-        """Tell the gateway when the last row of a closed request is accounted for."""
-        if self._accounted_for(slot):
-            self._closed[slot] = False
-            self._closures -= 1
-            self._tell(slot, NOTHING, True)
-
-    def _accounted_for(self, slot: int) -> bool:
-        return not self._arena.remaining[slot] and not self._arena.shadowed[slot]
-
-    def _tell(self, slot: int, verdict: int, settled: bool) -> None:
-        self._completions.append(_RECORD.pack(slot, self._arena.generation[slot], verdict, settled))
-
-    def _obey(self, slot: int, generation: int, operation: int) -> None:
-        arena = self._arena
-        # A request that ended meanwhile has another generation, or nothing outstanding, or is closed.
-        if arena.generation[slot] != generation or self._accounted_for(slot) or self._closed[slot]:
-            return
-        if operation == EXPIRE:
-            self._irregular.add(slot)
-            self._expired.add(slot)
-            self._judge(slot)
-        else:
-            self._close(slot, NOTHING)
-
-    def _rows(self, slot: int) -> slice:
-        base = int(self._arena.base[slot])
-        return slice(base, base + int(self._arena.row_count[slot]))
+            self._judge.irregular.add(slot)
+            self._judge.decide(slot)
 
     def _member(self, index: int, entry: NDArray[np.uint32]) -> int:
         """The member that a report is about; some rings name it in the upper half of the code."""

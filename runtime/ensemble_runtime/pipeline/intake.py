@@ -159,11 +159,6 @@ def clear(journal: Journal) -> None:
     journal.words[_COUNT] = 0
 
 
-def in_hand(journal: Journal) -> int:
-    """How many entries a cell has taken and not reported."""
-    return int(journal.words[_COUNT])
-
-
 def _settle(arena: Arena, member: int, cell: int) -> None:
     """A cell died inside the lock: a claim whose entries it had not removed from the queue yet is void."""
     if cell < len(arena.journals):

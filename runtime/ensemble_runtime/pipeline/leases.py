@@ -35,15 +35,14 @@ class RowLease:
         "state",
     )
 
-    def __init__(
-        self, tensors: Tensors, slot: int, base: int, rows: int, shapes: Sequence[tuple[int, ...]], generation: int
-    ) -> None:
+    def __init__(self, tensors: Tensors, slot: int, base: int, rows: int, shapes: Sequence[tuple[int, ...]]) -> None:
         self._tensors = tensors
         self.slot = slot
         self.base = base
         self.rows = rows
         self.shapes = shapes
-        self.generation = generation
+        self.generation = 0
+        """Its place among all that were sent; 0: not yet."""
         self.state = FILLING
         self.asked: list[int] | None = None
         """The members that it goes to, where it does not go to all."""

@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ensemble_runtime.pipeline.arena import ACTIVE, ANSWERED, CANCELLED, DIED, READY, SKIPPED, Arena, Ring
-from ensemble_runtime.pipeline.intake import AGAIN, Entries, MemberLock, in_hand, recover
+from ensemble_runtime.pipeline.entries import segments
+from ensemble_runtime.pipeline.intake import AGAIN, Entries, MemberLock, recover
 from ensemble_runtime.pipeline.wiring import Wiring, ring
 
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 2
+_HALF = 2**31
+"""Of two generations the one that is less than so many behind is the later one: they go around."""
 
 
 def give_back(arena: Arena, wiring: Wiring, cell: int) -> None:
@@ -78,22 +82,29 @@ def _put_down(arena: Arena, queue: Ring) -> Entries:
     return abandoned
 
 
-def cancel_all(arena: Arena) -> None:
-    """Mark every request as given up, so that cells put down what they have not begun."""
+def disown(arena: Arena, wiring: Wiring) -> None:
+    """The requests of a gateway that has died are nobody's: cells put down what they have not begun.
+
+    Their rows stay taken until every cell has reported; the next gateway gives them back then, as it does with those of
+    a client that has gone. Call it while neither gateway nor combiner runs: a new combiner finds out what is missing.
+    """
     active = np.flatnonzero(arena.flags & ACTIVE)
     arena.flags[active] |= CANCELLED
-
-
-def quiet(arena: Arena) -> bool:
-    """Whether no cell holds anything and nothing waits for one."""
-    return not any(len(ring) for queues in arena.queues for ring in queues) and not any(
-        in_hand(journal) for journal in arena.journals
-    )
-
-
-def reset(arena: Arena) -> None:
-    """An empty request table and empty rings, for a gateway and a combiner that start anew. Call it only when quiet."""
-    for table in (arena.flags, arena.phase, arena.status, arena.remaining, arena.shadowed, arena.used):
-        table[...] = 0
-    for ring_ in (*arena.reports, arena.controls, arena.completions):
+    arena.phase[active] = ANSWERED
+    _send_the_rest(arena, active)
+    for ring_ in (arena.controls, arena.completions):
         ring_.head = ring_.tail
+    for doorbell in wiring.workers:
+        ring(doorbell)
+
+
+def _send_the_rest(arena: Arena, active: NDArray[np.intp]) -> None:
+    """Queue what the gateway was about to when it died: else its rows would be waited for in vain."""
+    first, queue, *tails = arena.sending
+    being_sent = active[arena.generation[active] - np.uint32(first) < _HALF]
+    requests = [(slot, int(arena.base[slot]), int(arena.row_count[slot])) for slot in being_sent.tolist()]
+    for member, tail in enumerate(tails):
+        ring_ = arena.queues[member][queue]
+        if ring_.tail != tail:
+            ring_.push(segments(requests, arena.geometry.segments[member]))
+            arena.sending[2 + member] = ring_.tail

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable
 
 
 class RowAllocator:
@@ -12,11 +13,17 @@ class RowAllocator:
     their input is still in the processor's cache; they are joined again when a run asks for more than there is.
     """
 
-    def __init__(self, rows: int) -> None:
-        self.free = rows
-        self._starts = [0]
-        self._lengths = [rows]
+    def __init__(self, rows: int, taken: Iterable[tuple[int, int]] = ()) -> None:
+        """Of `rows` rows all are free but those of the runs (start, count) that are taken."""
+        self.free = 0
+        self._starts: list[int] = []
+        self._lengths: list[int] = []
         self._singles: list[int] = []
+        begin = 0
+        for start, count in (*sorted(taken), (rows, 0)):
+            if start > begin:
+                self.give(begin, start - begin)
+            begin = start + count
 
     def take(self, count: int) -> int | None:
         """First row of a run of `count` rows, or None if there is no such run."""

@@ -24,10 +24,11 @@ from ensemble_runtime.pipeline import forge, repair
 from ensemble_runtime.pipeline.arena import FAILED, READY, SERVICES, STARTING, Arena
 from ensemble_runtime.pipeline.children import described, error_of, kill, run_child, startup_error
 from ensemble_runtime.pipeline.combination import combine_until_killed
+from ensemble_runtime.pipeline.lives import COMBINER, FORGE, GATEWAY, Life, hanging
 from ensemble_runtime.pipeline.prediction import predict_until_killed
 from ensemble_runtime.pipeline.preparation import check_tokens, fetch_models, listen
 from ensemble_runtime.pipeline.remote import hand_over_until_killed
-from ensemble_runtime.pipeline.wiring import Wiring, adopt_orphans, ring
+from ensemble_runtime.pipeline.wiring import Wiring, adopt_orphans
 from ensemble_runtime.span import laid_out
 
 log = logging.getLogger(__name__)
@@ -37,15 +38,11 @@ GatewayMain = Callable[[Arena, Wiring, socket.socket], int]
 
 _TICK = 0.2
 _SHORT_TICK = 0.005
-_STEADY = 10.0
-"""A process that lived for so many seconds is restarted at once, another after a growing pause."""
-_LONGEST_PAUSE = 30.0
 _HOPELESS = 5
 """So many quick deaths of a service before anything was ever ready end the runtime: there is nothing to wait for."""
 _UNKNOWN = 5.0
 """Seconds that a prediction process waits to become known to the supervisor."""
 _PAUSE = 0.001
-_GATEWAY, _COMBINER, _FORGE = "gateway", "combiner", "forge"
 
 
 def run(config: RuntimeConfig, cache: Path, gateway: GatewayMain) -> int:
@@ -77,21 +74,6 @@ def run(config: RuntimeConfig, cache: Path, gateway: GatewayMain) -> int:
 
 
 @dataclass(slots=True)
-class _Life:
-    """One role's process: its pid (0: none), since when, and how often it died soon after it was born."""
-
-    pid: int = 0
-    born: float = 0.0
-    quick_deaths: int = 0
-    due: float | None = None
-    """When to start it again; None: it runs, or must not run."""
-    asked: bool = False
-    """Whether the forge has been asked for it."""
-    stopped: float | None = None
-    """When a signal stopped it; None: it may run."""
-
-
-@dataclass(slots=True)
 class Supervisor:
     """All processes of one ensemble."""
 
@@ -100,15 +82,15 @@ class Supervisor:
     listener: socket.socket
     gateway: GatewayMain
     wiring: Wiring = field(init=False)
-    _lives: dict[str, _Life] = field(init=False)
+    _lives: dict[str, Life] = field(init=False)
     _channel: socket.socket | None = None
     _forge_ready: bool = False
     _early_deaths: dict[int, int] = field(default_factory=dict)
     """Deaths of processes whose pid the forge has not told yet."""
     _port: int = field(init=False)
     _started: bool = False
-    _quiescing: bool = False
-    """The gateway died: until every cell has put down what it holds, nobody may use the request table."""
+    _disowning: bool = False
+    """The gateway died: until the combiner is gone, too, nobody may use the request table."""
     _unserved: bool = False
     """Some member has no worker now."""
     _stopping: bool = False
@@ -117,10 +99,10 @@ class Supervisor:
     def __post_init__(self) -> None:
         self.wiring = Wiring.lay(len(self.arena.geometry.processes))
         self._port = self.listener.getsockname()[1]
-        roles = [_COMBINER, _GATEWAY, *(str(p) for p in range(len(self.arena.geometry.processes)))]
+        roles = [COMBINER, GATEWAY, *(str(p) for p in range(len(self.arena.geometry.processes)))]
         if any(self._from_forge(p) for p in range(len(self.arena.geometry.processes))):
-            roles.insert(0, _FORGE)
-        self._lives = {role: _Life(due=0.0) for role in roles}
+            roles.insert(0, FORGE)
+        self._lives = {role: Life() for role in roles}
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 
@@ -140,20 +122,20 @@ class Supervisor:
             # Before the dead are counted: one that was ready before it died is started again.
             self._watch()
             self._reap()
-            if self._quiescing:
-                self._end_quiescence()
-            if self._stopping and (not self._lives[_GATEWAY].pid or time.monotonic() > self._kill_at):
+            if self._disowning and not self._lives[COMBINER].pid:
+                self._disown()
+            if self._stopping and (not self._lives[GATEWAY].pid or time.monotonic() > self._kill_at):
                 return 0
 
     def _wait(self, wakeup: socket.socket) -> None:
         sources = [wakeup] + ([self._channel] if self._channel else [])
-        tick = _SHORT_TICK if self._quiescing or self._unserved else _TICK
+        tick = _SHORT_TICK if self._unserved else _TICK
         readable, _, _ = select.select(sources, [], [], tick)
         if wakeup in readable:
             numbers = wakeup.recv(4096)
             if signal.SIGTERM in numbers or signal.SIGINT in numbers:
                 self._stop()
-            elif signal.SIGUSR1 in numbers and (pid := self._lives[_GATEWAY].pid):
+            elif signal.SIGUSR1 in numbers and (pid := self._lives[GATEWAY].pid):
                 os.kill(pid, signal.SIGUSR1)  # it sends its clients elsewhere
         if self._channel in readable:
             self._hear_forge()
@@ -166,7 +148,7 @@ class Supervisor:
         self._stopping = True
         self._kill_at = time.monotonic() + self.arena.config.serving.drain_ms / 1000 + 2
         self.listener.close()
-        if pid := self._lives[_GATEWAY].pid:
+        if pid := self._lives[GATEWAY].pid:
             os.kill(pid, signal.SIGTERM)
 
     def kill_all(self) -> None:
@@ -203,7 +185,7 @@ class Supervisor:
         for role, life in self._lives.items():
             if life.pid or life.due is None or life.due > now:
                 continue
-            if role in (_GATEWAY, _COMBINER) and self._quiescing:
+            if role in (GATEWAY, COMBINER) and self._disowning:
                 continue
             if role.isdigit() and self._from_forge(int(role)):
                 if self._forge_ready and self._channel and not life.asked:
@@ -214,27 +196,26 @@ class Supervisor:
             self._born(role, self._fork(role))
 
     def _born(self, role: str, pid: int) -> None:
-        life = self._lives[role]
-        life.pid, life.born, life.due, life.asked, life.stopped = pid, time.monotonic(), None, False, None
+        self._lives[role].begin(pid)
         if role.isdigit():
             self.arena.pids[int(role)] = pid
-        elif role != _COMBINER:  # which says itself when it is ready
+        elif role != COMBINER:  # which says itself when it is ready
             self.arena.service_pids[SERVICES.index(role)] = pid
 
     def _fork(self, role: str) -> int:
         theirs: socket.socket | None = None
-        if role == _FORGE:
+        if role == FORGE:
             self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            if role == _FORGE and theirs is not None:
+            if role == FORGE and theirs is not None:
                 run_child(
                     parent, lambda: forge.forge_until_killed(theirs, self._modules(), self._become_worker(parent))
                 )
-            if role == _COMBINER:
+            if role == COMBINER:
                 run_child(parent, lambda: combine_until_killed(self.arena, self.wiring, self.paths))
-            if role == _GATEWAY:
+            if role == GATEWAY:
                 run_child(parent, lambda: self.gateway(self.arena, self.wiring, self.listener), is_gateway=True)
             self._become_worker(parent)(int(role))
         if theirs is not None:
@@ -303,25 +284,22 @@ class Supervisor:
 
     def _died(self, role: str, status: int) -> None:
         life = self._lives[role]
-        lived = time.monotonic() - life.born
         life.pid = 0
         if role.isdigit():
             self._worker_died(int(role), status)
         else:
             self.arena.service_pids[SERVICES.index(role)] = 0
-        if role == _COMBINER:
+        if role == COMBINER:
             self.arena.combining_since[0] = 0
         if self._stopping:
             return
-        life.quick_deaths = 0 if lived > _STEADY else life.quick_deaths + 1
-        pause = 0.0 if life.quick_deaths <= 1 else min(_LONGEST_PAUSE, 0.1 * 2**life.quick_deaths)
-        life.due = time.monotonic() + pause
+        pause = life.end()
         log.warning("process ended", extra={"role": role, "status": described(status), "restart_in": pause})
-        if role == _FORGE:
+        if role == FORGE:
             self._forge_died()
-        elif role == _GATEWAY:
+        elif role == GATEWAY:
             self._gateway_died()
-        if role == _COMBINER and not self._started and (message := self.arena.combiner_error.get()):
+        if role == COMBINER and not self._started and (message := self.arena.combiner_error.get()):
             raise error_of(os.waitstatus_to_exitcode(status), message)
         if life.quick_deaths >= _HOPELESS and not self._started:
             raise StartupError(f"the {role} process {described(status)} {life.quick_deaths} times in a row")
@@ -350,55 +328,27 @@ class Supervisor:
             life.asked = False
 
     def _gateway_died(self) -> None:
-        """Its requests died with it: let the cells put down what they hold, then start over with a clean table."""
-        self._quiescing = True
-        combiner = self._lives[_COMBINER]
+        """Its requests died with it: a new combiner finds out from the arena what its successor has to account for."""
+        self._disowning = True
+        combiner = self._lives[COMBINER]
         if combiner.pid:
             kill(combiner.pid)
-        repair.cancel_all(self.arena)
-        for doorbell in self.wiring.workers:
-            ring(doorbell)
 
-    def _end_quiescence(self) -> None:
-        if not self._lives[_COMBINER].pid and repair.quiet(self.arena):
-            repair.reset(self.arena)
-            self._quiescing = False
-            for role in (_COMBINER, _GATEWAY):
-                self._lives[role].due = 0.0
+    def _disown(self) -> None:
+        repair.disown(self.arena, self.wiring)
+        self._disowning = False
+        for role in (COMBINER, GATEWAY):
+            self._lives[role].due = 0.0
 
     # -- the watch ----------------------------------------------------------------------------------------------------
 
     def _watch(self) -> None:
         """Kill what hangs; see to members without a worker; notice when everything is ready for the first time."""
-        serving, now = self.arena.config.serving, time.monotonic()
-        for role, life in self._lives.items():
-            if life.pid and life.stopped and now - life.stopped > serving.member_timeout_ms / 1000:
-                log.error("process stays stopped", extra={"role": role, "pid": life.pid})
-                kill(life.pid)
-        since, combiner = self.arena.combining_since[0], self._lives[_COMBINER].pid
-        if since and combiner and time.monotonic_ns() - since > serving.member_timeout_ms * 1e6:
-            log.error("combination hangs", extra={"pid": combiner})
-            kill(combiner)
-        for process, cells in enumerate(self.arena.geometry.processes):
-            life = self._lives[str(process)]
-            if not life.pid:
-                continue
-            for cell in cells:
-                started = self.arena.batch_started[cell]
-                computing = started and time.monotonic_ns() - started > serving.member_timeout_ms * 1e6
-                starting = self.arena.state[cell] < READY and now - life.born > serving.startup_timeout_ms / 1000
-                name = self.arena.config.cells[cell].member
-                if starting and not self._started:
-                    limit = f"{serving.startup_timeout_ms / 1000:g} s (serving.startupTimeoutMs)"
-                    trouble = f": {text}" if (text := self.arena.errors[cell].get()) else ""
-                    raise StartupError(f"member '{name}' was not ready within {limit}{trouble}")
-                if computing or starting:
-                    log.error("cell hangs", extra={"member": name, "pid": life.pid})
-                    kill(life.pid)
-                    break
+        for pid in hanging(self.arena, self._lives, started=self._started):
+            kill(pid)
         members = range(self.arena.geometry.members)
         self._unserved = sum(repair.put_down_abandoned(self.arena, self.wiring, member) for member in members) > 0
-        combiner_ready = self.arena.service_pids[SERVICES.index(_COMBINER)]
+        combiner_ready = self.arena.service_pids[SERVICES.index(COMBINER)]
         if not self._started and combiner_ready and all(state == READY for state in self.arena.state):
             self._started = True
             log.info("ready", extra={"port": self._port})

@@ -14,6 +14,7 @@ import pytest
 
 from ensemble_runtime.config import RuntimeConfig
 from ensemble_runtime.pipeline.arena import Arena, Ring
+from ensemble_runtime.pipeline.batching import Batcher
 from ensemble_runtime.pipeline.intake import Entries, Intake
 from ensemble_runtime.pipeline.wiring import Wiring
 
@@ -191,6 +192,20 @@ class MortalCell:
 
 
 @contextmanager
+def mortal(batcher: Batcher, die_before_write: int) -> Iterator[None]:
+    """A gateway that dies before one of the writes by which it sends requests to the members."""
+    fuse, arena = Fuse(die_before_write), batcher._arena
+    table, sending, queues = batcher._table, batcher._sending, arena.queues
+    batcher._table = [MortalWords(words, fuse) for words in table]  # type: ignore[misc]
+    batcher._sending = MortalWords(sending, fuse)  # type: ignore[assignment]
+    arena.queues = [[MortalRing.around(ring, fuse) for ring in rings] for rings in queues]  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        batcher._table, batcher._sending, arena.queues = table, sending, queues
+
+
+@contextmanager
 def arena_of(config: RuntimeConfig) -> Iterator[tuple[Arena, Wiring]]:
     """An arena with its doorbells, closed at the end."""
     arena = Arena.create(config)
@@ -214,6 +229,7 @@ class Bench:
     make_config = staticmethod(make_config)
     arena_of = staticmethod(arena_of)
     push = staticmethod(push)
+    mortal = staticmethod(mortal)
     rung = staticmethod(rung)
     SteppedLoop = SteppedLoop
     MortalCell = MortalCell

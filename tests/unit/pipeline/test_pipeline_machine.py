@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -168,17 +168,15 @@ class Pipeline(RuleBasedStateMachine):
         self.batcher.release(request.lease)
         self.requests.remove(request)
 
-    @rule(luck=st.integers(0, 9))
-    def gateway_dies(self, luck: int) -> None:
-        if luck < 9:
+    @rule(luck=st.integers(0, 5), die_before_write=st.none() | st.integers(0, 30))
+    def gateway_dies(self, luck: int, die_before_write: int | None) -> None:
+        """Between two turns of its loop, or in the middle of sending what the clients have submitted."""
+        if luck < 5:
             return
-        repair.cancel_all(self.arena)
-        for cell in range(len(self.cells)):
-            self.reap(cell)
-        while any(self.work_off(cell) for cell in range(len(self.cells))):
-            pass
-        assert repair.quiet(self.arena)
-        repair.reset(self.arena)
+        if die_before_write is not None:
+            with suppress(self.bench.DiedError), self.bench.mortal(self.batcher, die_before_write):
+                self.loop.run_soon()
+        repair.disown(self.arena, self.wiring)
         self.loop.close()
         self.start_services()
 
