@@ -269,6 +269,15 @@ def test_a_higher_priority_preempts_only_with_leave(space: Space, operator: Oper
     (told,) = [e for e in space.events() if e["reason"] == "Preempted"]
     assert told["involvedObject"]["name"] == "low" and f"{space.namespace}/high" in told["message"]
 
+    operator.restart()
+    operator.idle()
+    assert space.condition("low", "Planned")[1] == "Preempted", "a new operator knows it as well"
+    assert space.status("low")["preemptedBy"] == f"{space.namespace}/high"
+    for name in ("mid", "high"):
+        space.delete(name)
+    wait_for(lambda: space.status("low")["readyReplicas"] == 2, "its devices are its own again")
+    wait_for(lambda: "preemptedBy" not in space.status("low"), "nobody has taken them")
+
 
 def test_what_somebody_takes_away_or_edits_is_put_right(space: Space, operator: Operator) -> None:
     space.apply("digits")

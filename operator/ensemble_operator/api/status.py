@@ -93,4 +93,5 @@ class EnsembleStatus(Schema):
     matrix: tuple[MatrixRow, ...] = Field((), max_length=4096, description="Which device serves which members.")
     endpoints: tuple[Text, ...] = Field((), max_length=8, description="Where the ensemble answers.")
     last_failure: LastFailure | None = Field(None, description="How a container ended last.")
+    preempted_by: Text | None = Field(None, description="Who has taken its devices: NAMESPACE/NAME of an ensemble.")
     inventory: SeenInventory | None = Field(None, description="What the plan could choose from.")

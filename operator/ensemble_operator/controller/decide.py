@@ -228,7 +228,7 @@ class _Round:
             before,
             plans=grant.plans,
             waiting=grant.waiting,
-            preempted_by=self._memory.taker(wish.record.uid, grant, self._names),
+            preempted_by=self._memory.taker(wish.record, grant, self._names),
             stranded=frozenset(grant.stranded),
         )
         if not request.dry:

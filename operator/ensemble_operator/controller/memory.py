@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Container, Mapping
 from dataclasses import replace
 
@@ -46,7 +47,7 @@ class Memory:
         self._restored: dict[str, tuple[str, EnsembleSpec | str]] = {}
         self._adopted: dict[str, tuple[OwnPod, Adopted | None]] = {}
         self._granted: dict[str, tuple[str, dict[int, Copy]]] = {}
-        self._takers: dict[str, str] = {}
+        self._takers: dict[str, str | None] = {}
         self._hashes: dict[str, tuple[object, tuple[str, str]]] = {}
         self._problems: dict[str, tuple[object, Problem]] = {}
         self._tables: dict[str, tuple[tuple[ProfileRecord, ...], ProfileTable, dict[str, str]]] = {}
@@ -110,15 +111,18 @@ class Memory:
     def release(self, uid: str) -> None:
         """An ensemble holds nothing any more."""
         self._granted.pop(uid, None)
-        self._takers.pop(uid, None)
+        self._takers[uid] = None
 
-    def taker(self, uid: str, grant: Grant, present: Container[str]) -> str | None:
-        """Who took devices from an ensemble that has waited ever since; `present`: who may still hold them."""
-        taker = grant.preempted_by or self._takers.get(uid)
-        if taker is None or grant.waiting is None or taker not in present:
-            self._takers.pop(uid, None)
-            return grant.preempted_by
-        self._takers[uid] = taker
+    def taker(self, record: EnsembleRecord, grant: Grant, present: Container[str]) -> str | None:
+        """Who took devices from an ensemble that has waited ever since; `present`: who may still hold them.
+
+        No pod tells of it: an operator that starts takes it from what the one before it said. Nothing is planned by it.
+        """
+        if record.uid not in self._takers:
+            self._takers[record.uid] = json.loads(record.status).get("preemptedBy")
+        known = self._takers[record.uid]
+        still = known if grant.waiting is not None and known in present else None
+        self._takers[record.uid] = taker = grant.preempted_by or still
         return taker
 
     def plan_until(self, moment: float) -> None:

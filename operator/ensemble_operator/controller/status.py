@@ -100,10 +100,11 @@ def status(view: View, before: Mapping[str, Any], now: str) -> dict[str, Any]:
         if ensemble and view.changes.steps.ready_copies
         else [],
         "lastFailure": _last_failure(view.there.pods) or before.get("lastFailure"),
+        "preemptedBy": decision.preempted_by,
         "inventory": _inventory(decision) if decision.waiting else None,
     }
     if decision.fault is not None or decision.frozen:  # what was said of what runs still holds
-        kept = ("plan", "rate", "bottleneck", "devices", "nodes", "matrix", "members")
+        kept = ("plan", "rate", "bottleneck", "devices", "nodes", "matrix", "members", "preemptedBy")
         written |= {name: before.get(name) for name in kept}
     return {name: value for name, value in written.items() if value is not None and value != []}
 

@@ -325,6 +325,13 @@ def test_a_copy_that_gave_way_to_another_is_not_stranded(decider):
     pods += pods_of(decider, decided(decider, mine, urgent, profile(), node(gpus=1), *pods, name="urgent"), urgent)
     restarted = decided(Decider(600 * 2**20, {}), mine, urgent, profile(), node(gpus=1), *pods)
     assert not restarted.plans and not restarted.stranded
+    told = mine | {"status": {"preemptedBy": "n/urgent"}}
+    later = Decider(600 * 2**20, {})
+    assert decided(later, told, urgent, profile(), node(gpus=1), *pods).preempted_by == "n/urgent"
+    again = decided(later, told, urgent, profile(), node(gpus=2), *pods)
+    assert again.plans and again.preempted_by is None
+    lost = decided(later, told, urgent, profile(), away(node(gpus=2)), *pods)
+    assert lost.waiting and lost.preempted_by is None, "what was said long ago does not count"
     back = decided(decider, mine, profile(), node(gpus=1))
     assert back.plans and back.preempted_by is None
 
