@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 MODULES = Path(__file__).parent.parent / "binaries"
-SOURCES = Path(__file__).parent.parent / "plugins"
+SOURCES = Path(__file__).parent.parent
 MINIMUM_GO = (1, 26)
 KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet", "kube-proxy")
 CONTROL_PLANE = ("etcd", *KUBERNETES[:4])
@@ -30,9 +30,13 @@ INSTALLABLE = {
     "kubeconform": ("github.com/yannh/kubeconform/cmd/kubeconform", "v0.8.0"),
     "promtool": ("github.com/prometheus/prometheus/cmd/promtool", "v0.316.0"),
 }
-# Of this repository, by their folder in tests/cluster/plugins.
-PLUGINS = {"gpu-device-plugin": "device", "gpu-dra-driver": "dra"}
-ALL = (*CONTROL_PLANE, *KUBERNETES[4:], *INSTALLABLE, *PLUGINS)
+# Of this repository, by their module in tests/cluster and their folder in it.
+OWN = {
+    "gpu-device-plugin": ("plugins", "device"),
+    "gpu-dra-driver": ("plugins", "dra"),
+    "network-policies": ("enforcer", "."),
+}
+ALL = (*CONTROL_PLANE, *KUBERNETES[4:], *INSTALLABLE, *OWN)
 
 
 class BuildError(Exception):
@@ -43,8 +47,9 @@ def version(name: str) -> str:
     """The version of a program, the one place being go.mod where it is built from a module of ours."""
     if name in INSTALLABLE:
         return INSTALLABLE[name][1]
-    if name in PLUGINS:
-        sources = (SOURCES / "go.mod", SOURCES / PLUGINS[name] / "main.go")
+    if name in OWN:
+        module, folder = OWN[name]
+        sources = (SOURCES / module / "go.mod", SOURCES / module / folder / "main.go")
         return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
     module = "etcd" if name == "etcd" else "kubernetes"
     required = re.search(r"^require \S+ (v\S+)$", (MODULES / module / "go.mod").read_text(), re.MULTILINE)
@@ -126,8 +131,9 @@ def _go(name: str, target: Path) -> None:
 
 
 def _package(name: str) -> tuple[str, Path]:
-    if name in PLUGINS:
-        return f"./{PLUGINS[name]}", SOURCES
+    if name in OWN:
+        module, folder = OWN[name]
+        return f"./{folder}", SOURCES / module
     if name == "etcd":
         return "go.etcd.io/etcd/server/v3", MODULES / "etcd"
     return f"k8s.io/kubernetes/cmd/{name}", MODULES / "kubernetes"

@@ -47,6 +47,7 @@ class Options:
 
     Attributes:
         address: The loopback address that its ports are on.
+        port: Of the API server; None is any.
         services: The range of ClusterIPs.
         users: Further users with a static token, by name, with their groups.
         api_server: Further flags.
@@ -54,6 +55,7 @@ class Options:
     """
 
     address: str = "127.0.0.1"
+    port: int | None = None
     services: str = "10.96.0.0/16"
     users: Mapping[str, tuple[str, ...]] | None = None
     api_server: tuple[str, ...] = ()
@@ -73,7 +75,8 @@ class ControlPlane(Access):
     def __init__(self, binaries: Mapping[str, Path], folder: Path, options: Options | None = None) -> None:
         self._binaries = binaries
         self._options = options = options or Options()
-        self._etcd_port, peers, port = free_ports(3, options.address)
+        self._etcd_port, peers, free = free_ports(3, options.address)
+        port = options.port or free
         self.url = f"https://{options.address}:{port}"
         self.ca = folder / "certificates" / "apiserver.crt"
         users = {ADMIN: ("system:masters",), CONTROLLERS: (), SCHEDULER: (), **(options.users or {})}

@@ -19,13 +19,14 @@ if __name__ == "__main__":
 from beds import binaries, images
 
 MARK = "ENSEMBLES_ENCLOSED"
-PROGRAMS = (*binaries.CONTROL_PLANE, "kubelet", "kube-proxy", "coredns", "helm", *binaries.PLUGINS)
+PROGRAMS = (*binaries.CONTROL_PLANE, "kubelet", "kube-proxy", "coredns", "helm", *binaries.OWN)
 PACKAGES = {
     "buildah": "buildah",
     "containerd": "containerd",
     "debootstrap": "debootstrap",
     "gcc": "gcc",
     "ip": "iproute2",
+    "ipset": "ipset",
     "iptables": "iptables",
     "runc": "runc",
     "unshare": "util-linux",

@@ -6,10 +6,12 @@ All addresses are on `lo` of the enclosure's network, in 198.18.0.0/15, which is
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,7 +22,7 @@ from beds.models import ModelServer
 from beds.node import Node, Place
 from beds.processes import Program
 
-API_ADDRESS = "198.18.0.1"
+API_ADDRESS, API_PORT = "198.18.0.1", 6443
 DNS_ADDRESS = "198.18.0.10"
 MODELS_ADDRESS = "198.18.0.20"
 OUTSIDE_ADDRESS = "198.18.0.30"
@@ -64,7 +66,7 @@ class Machines:
         users = {f"system:node:node-{i}": ("system:nodes",) for i in range(1, MOST_NODES + 1)}
         # CoreDNS reads what an administrator may read; its own Role would test CoreDNS, not this project.
         users |= {PROXY: (), DNS: ("system:masters",)}
-        options = Options(address=API_ADDRESS, services=SERVICES, users=users, controllers=CONTROLLERS)
+        options = Options(API_ADDRESS, API_PORT, SERVICES, users=users, controllers=CONTROLLERS)
         self._count = count
         self._made = 0
         self._gpus = gpus
@@ -116,6 +118,23 @@ class Machines:
         """The address of a Service's port 8000, which is also this process's way through kube-proxy's rules."""
         service = self.plane.admin.get(f"/api/v1/namespaces/{namespace}/services/{name}")
         return f"http://{service['spec']['clusterIP']}:8000"
+
+    @contextmanager
+    def enforcing(self) -> Iterator[None]:
+        """The network enforces NetworkPolicies meanwhile; connections from no pod are always let through."""
+        command = [
+            self._binaries["network-policies"],
+            f"--kubeconfig={self.plane.kubeconfig()}",
+            "--node=node-1",
+            f"--services={SERVICES}",
+        ]
+        enforcer = Program("network-policies", command, self.folder / "network-policies.log")
+        enforcer.start()
+        try:
+            yield
+            assert enforcer.running(), enforcer.tail()
+        finally:
+            enforcer.kill(signal.SIGTERM)  # it takes its rules away
 
     def environment(self, namespace: str = "default") -> dict[str, str]:
         """For a user who types kubectl, with or without `ensemble`, and helm."""

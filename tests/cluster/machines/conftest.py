@@ -3,7 +3,7 @@
 - `machines` (session): three nodes with two GPUs each that nobody has, Services, DNS, the project's images loaded as
   `localhost/ensemble-operator:test` and `localhost/ensemble-runtime:test-onnx`. `.plane` is its control plane with all
   that `control_plane` offers; `.nodes["node-2"]` can `kill()`, `start([])` again, and `break_gpus(uuid)`; `.add()`
-  brings one more.
+  brings one more. `.enforcing()` is a network that enforces NetworkPolicies meanwhile.
 - `cluster` (session): the chart in it, installed by real Helm; the operator is a pod on node-1, which no test may kill.
   `.plane`, `.chart` (`install()` again, with other values, is an upgrade), `.models` for `beds.models.ensemble`.
   At the end of the session nothing that the operator has asked for may have been forbidden.
