@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from beds.kwok import gpu_node
+from beds.kwok import Kwok, gpu_node
 from beds.operating import Operator, Space
 from beds.processes import wait_for
 
@@ -133,6 +133,44 @@ def test_recreate_and_on_delete_go_back_too(space: Space, operator: Operator) ->
     for name in before:
         rolled_back(space, name)
         assert revisions(space, name) == {revision[name]} == {served(space, name)}
+
+
+def test_on_delete_a_lost_copy_comes_back_as_it_was_also_while_a_change_waits(
+    space: Space, operator: Operator, kwok: Kwok
+) -> None:
+    space.apply("digits", **ONE, rollout={"strategy": "OnDelete"})
+    before, revision = settle(space, "digits"), served(space, "digits")
+
+    def move() -> None:
+        """Its node falls silent, until it serves elsewhere."""
+        (pod,) = space.pods("digits")
+        home = pod["spec"]["nodeName"]
+        kwok.lose(home)
+        try:
+            wait_for(
+                lambda: (
+                    [p["spec"].get("nodeName") for p in space.pods("digits")] not in ([home], [None])
+                    and len(space.pods("digits")) == 1
+                ),
+                "another node",
+            )
+            space.wait("digits")
+        finally:
+            kwok.find(home)
+
+    move()
+    assert revisions(space, "digits") == {revision} and not before.items() & uids(space, "digits").items()
+    space.apply("digits", {"a": 1.0, "b": 2.0}, **ONE, rollout={"strategy": "OnDelete"})
+    wait_for(lambda: reason(space, "digits", "Progressing") == "UpgradeBlocked", "it waits for somebody")
+    move()
+    assert revisions(space, "digits") == {revision} == {served(space, "digits")}
+    wait_for(lambda: reason(space, "digits", "Progressing") == "UpgradeBlocked", "it waits again")
+    (pod,) = uids(space, "digits")
+    assert pod in space.condition("digits", "Progressing")[2]
+
+    space.plane.admin.delete(f"/api/v1/namespaces/{space.namespace}/pods/{pod}")
+    wait_for(lambda: revisions(space, "digits") not in ({revision}, set()), "the change")
+    settle(space, "digits")
 
 
 def test_what_never_served_has_nothing_to_go_back_to_and_is_tried_on(space: Space, operator: Operator) -> None:

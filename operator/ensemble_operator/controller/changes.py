@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -101,7 +101,7 @@ def changes(
         settings: The installation's part of pods.
         now: The time.
     """
-    running = [running_pod(name, pod) for name, pod in there.pods.items()]
+    running = [running_pod(name, pod, decision.away) for name, pod in there.pods.items()]
     if decision.frozen:
         return Changes(steps=_as_it_is(running))
     plans = {} if decision.dry else decision.plans
@@ -172,8 +172,8 @@ def wanted_sets(ensemble: InferenceEnsemble, decision: Decision) -> tuple[Wanted
     return tuple(found)
 
 
-def running_pod(name: str, pod: OwnPod) -> RunningPod:
-    """A pod as the rollout sees it."""
+def running_pod(name: str, pod: OwnPod, away: Container[str] = ()) -> RunningPod:
+    """A pod as the rollout sees it; `away`: nodes that are gone or not heard of."""
     try:
         devices = frozenset((d.node, d.name) for d in labels.held(pod.annotations) if d.source != "manifest")
     except ValueError:
@@ -189,6 +189,7 @@ def running_pod(name: str, pod: OwnPod) -> RunningPod:
         ready=pod.ready,
         deleting=pod.deleting,
         ended=pod.phase in ("Failed", "Succeeded") or pod.bereft,
+        lost=pod.sick or any(node in away for node, _ in devices),
         sick=pod.sick,
     )
 

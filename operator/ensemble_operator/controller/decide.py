@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ensemble_operator.api.ensemble import EnsembleSpec
-from ensemble_operator.api.rollout import Mode
+from ensemble_operator.api.rollout import Mode, Strategy
 from ensemble_operator.controller.adopted import Adopted, settled
 from ensemble_operator.controller.allotment import Grant
 from ensemble_operator.controller.decision import OVERVIEW, Decision, Overview, Retreat
@@ -31,7 +31,9 @@ from ensemble_operator.controller.wish import Wish, request_of, terms_of
 from ensemble_operator.controller.world import Key, State, World
 from ensemble_operator.inventory.slices import DriverWords
 from ensemble_operator.manifests.edition import edition_hash, restored
+from ensemble_operator.manifests.revision import revision
 from ensemble_operator.planner.problem import Problem
+from ensemble_runtime.config import DeviceKind
 from ensemble_runtime.errors import EnsembleError
 
 _log = logging.getLogger(__name__)
@@ -63,6 +65,16 @@ class Decider:
 def make_decider(gpu_reserve_bytes: int, dra_drivers: Mapping[str, DriverWords]) -> Decider:
     """What the worker process starts with."""
     return Decider(gpu_reserve_bytes, dra_drivers)
+
+
+@dataclass(frozen=True, slots=True)
+class Edition:
+    """A spec that served before."""
+
+    document: str
+    """As canonical JSON."""
+    spec: EnsembleSpec
+    digests: Mapping[str, str]
 
 
 class _Round:
@@ -121,15 +133,18 @@ class _Round:
         found = ((m.name, m.model.sha256 or by_uri.get(m.model.uri)) for m in spec.members)
         digests: Mapping[str, str] = {name: known for name, known in found if known is not None}
         dry = spec.mode is Mode.PLAN_ONLY
-        retreat = None
-        if not dry and (back := self._retreat(record, spec, digests)) is not None:
-            retreat, spec, digests = back
-            record = replace(record, document=retreat.document)
+        retreat, before = self._instead(record, spec, digests) if not dry else (None, None)
+        if before is not None:
+            spec, digests = before.spec, before.digests
+            record = replace(record, document=before.document)
         simulated = bool(spec.devices.simulated)
         terms, offer = terms_of(spec), self._offers.of(spec)
         unmeasured, pods = self._world.given_up.get(key[0], {}), self._world.own_pods.get(key[0], {})
         missing = missing_profiles(spec, digests, offer.kinds, table, unmeasured, pods, self._pairs(record, spec))
         so_far = Decision(dry=dry, digests=digests, missing=missing, supply=offer.supply, retreat=retreat)
+        so_far = replace(
+            so_far, carried=before.document if before else None, away=self._away(self._of_owner[record.uid])
+        )
         unknown = [m.name for m in spec.members if m.name not in digests]
         if unknown:
             return replace(so_far, frozen=True, waiting=f"the digest of {', '.join(unknown)} is not known yet"), None
@@ -154,22 +169,38 @@ class _Round:
             return self._simulated(so_far, wish, problem), None
         return so_far, (wish, request_of(wish, problem))
 
-    def _retreat(
+    def _instead(
         self, record: EnsembleRecord, spec: EnsembleSpec, digests: Mapping[str, str]
-    ) -> tuple[Retreat, EnsembleSpec, Mapping[str, str]] | None:
-        """What served before, where what is asked for was given up; None where it was not, or there was nothing."""
+    ) -> tuple[Retreat | None, Edition | None]:
+        """What served before, where that is to serve on: what is asked for was given up, or waits for somebody.
+
+        Strategy OnDelete waits until somebody deletes pods. A copy that is lost with its node is deleted by nobody, and
+        comes back as it was.
+        """
         editions = self._world.editions.get(record.uid, ())
-        if not any(e.failure for e in editions):
-            return None
+        waits = spec.rollout.strategy is Strategy.ON_DELETE and len(digests) == len(spec.members)
+        lost = {p.revision for p in self._of_owner[record.uid] if p.serving and self._away([p])} if waits else set()
+        if not lost and not any(e.failure for e in editions):
+            return None, None
         asked = edition_hash(spec, digests)
         failure, good = given_up(editions, asked, spec), last_good(editions, asked)
-        if failure is None or good is None:
-            return None
+        if good is None:
+            return None, None
         document = restored(json.loads(good.content), spec)
         before = self._memory.restored(record, document)
         if isinstance(before, str):  # written by another operator
-            return None
-        return Retreat(asked, failure.message, document), before, good.digests
+            return None, None
+        edition = Edition(document, before, good.digests)
+        if failure is not None:
+            return Retreat(asked, failure.message), edition
+        # Once pods of what is asked for are there, somebody has let it in.
+        return None, edition if lost == {revision(before, good.digests)} != {revision(spec, digests)} else None
+
+    def _away(self, pods: Iterable[Adopted]) -> frozenset[str]:
+        """Of the nodes that pods hold devices on, those that are gone or not heard of."""
+        nodes = {d.node for pod in pods for d in pod.devices if d.kind is not DeviceKind.SIMULATED}
+        there = self._everything.nodes
+        return frozenset(name for name in nodes if name not in there or not there[name].ready)
 
     def _held(
         self, record: EnsembleRecord, revision: str, edition: str, *, back: bool

@@ -47,8 +47,6 @@ class Retreat:
     """The one that is given up."""
     message: str
     """Why it is."""
-    document: str
-    """The spec that is carried out, as canonical JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +72,10 @@ class Decision:
     stranded: frozenset[int] = frozenset()
     """Copies that have lost devices and have no plan: what is left of them stays as it is."""
     supply: Supply = Supply()
+    carried: str | None = None
+    """The spec that is carried out where that is not the one asked for, as canonical JSON."""
+    away: frozenset[str] = frozenset()
+    """Of the nodes that its pods are on, those that are gone or not heard of."""
     retreat: Retreat | None = None
     """Where the change to what is asked for was given up: plans and digests are those of what served before."""
 

@@ -365,7 +365,7 @@ class Loop:
 
     def _ensemble(self, record: EnsembleRecord, decision: Decision) -> InferenceEnsemble:
         """The ensemble as it is carried out: as it is written, or as it was before a change that was given up."""
-        document = decision.retreat.document if decision.retreat is not None else record.document
+        document = decision.carried or record.document
         known = self._parsed.get(record.uid)
         if known is None or known[0] != document:
             ensemble = InferenceEnsemble.model_validate(replace(record, document=document).manifest())

@@ -47,6 +47,8 @@ class RunningPod:
     """It will not run again by itself: evicted, refused by its node, completed, or bereft of a model."""
     sick: bool = False
     """A device of its own is broken; until it goes, its node counts a sound one as taken by it."""
+    lost: bool = False
+    """It has lost its node, or a device: what replaces it is no change that somebody asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,8 @@ def steps(
             delete += [Removal(pod, "replaced by a set that is ready") for pod in going if pod not in kept]
             continue
         in_the_way = any(pod.sick or pod.devices & want.devices or pod.name in want.pods for pod in others)
-        if going and strategy is Strategy.ON_DELETE:
+        lost = any(pod.lost for pod in going) and {pod.revision for pod in going} == {want.revision}
+        if going and strategy is Strategy.ON_DELETE and not lost:
             names = ", ".join(pod.name for pod in going)
             blocked = f"copy {want.copy}: strategy OnDelete waits until {names} is deleted"
         elif going and (in_the_way or strategy is Strategy.RECREATE):

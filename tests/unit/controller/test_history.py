@@ -118,7 +118,7 @@ def test_going_back_leaves_both_as_they_are(book):
     book.note(spec(2.0), WAITING)
     book.note(spec(2.0), LATE)
     before = dict(book.editions)
-    retreat = Retreat(edition_hash(spec(2.0), DIGESTS), "late", "{}")
+    retreat = Retreat(edition_hash(spec(2.0), DIGESTS), "late")
 
     for progress in (WAITING, LATE, COMPLETE):
         found = book.note(spec(), progress, retreat)

@@ -119,6 +119,14 @@ def test_on_delete_waits_and_says_so():
     assert steps([new], [], ON_DELETE).create == new.pods
 
 
+def test_on_delete_does_not_wait_where_a_copy_was_lost_and_comes_back_as_it_was():
+    old, moved, new = wanted(plan="a"), wanted(plan="b", devices=("g1",)), wanted(plan="b", revision="s")
+
+    assert steps([moved], pods(old, lost=True), ON_DELETE).create == moved.pods
+    assert removed(steps([moved], pods(old, lost=True) + pods(moved), ON_DELETE)) == list(old.pods)
+    assert steps([new], pods(old, lost=True), ON_DELETE).blocked
+
+
 def test_a_new_revision_that_keeps_its_names_waits_for_the_old_to_go():
     old = WantedSet(0, "r", "p", ("same",), frozenset({("n", "g0")}))
     new = replace(old, revision="s", devices=frozenset({("n", "g1")}))
