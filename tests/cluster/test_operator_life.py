@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from beds.kwok import Kwok, gpu_node
-from beds.operating import Operator, Space
+from beds.operating import Operator, Space, ensemble
 from beds.processes import wait_for
 
 pytestmark = pytest.mark.timeout(300)
@@ -249,6 +249,29 @@ def test_what_does_not_fit_says_why(space: Space, operator: Operator) -> None:
 
     _, reason, message = space.condition("large", "Planned")
     assert reason == "DoesNotFit" and re.search(r"needs 2 devices of 39\S* GiB, the best node has", message)
+
+
+def test_the_core_beside_a_gpu_is_given_to_nobody_else(space: Space, operator: Operator, kwok: Kwok) -> None:
+    """On three cores, one is for a member and one for what drives the GPU: of two copies on a core one waits."""
+    names = kwok.add(gpu_node("life-small", "Tesla-T4", 1, 16_384, cores=3, memory_gib=32, labels={"at": "small"}))
+    here = {"placement": {"nodeSelector": {"at": "small"}}}
+    try:
+        space.profiles("a", device_type="Tesla-T4")
+        space.profiles("b", device_type="cpu-1")
+        both = ensemble("both", space.namespace, devices={"kinds": ["GPU", "CPU"]}, **here)
+        both["spec"]["members"][1]["deviceKinds"] = ["CPU"]
+        cores = ensemble("cores", space.namespace, {"b": 1.0}, devices={"kinds": ["CPU"], "max": 1}, replicas=2, **here)
+        cores["spec"]["members"][0]["deviceKinds"] = ["CPU"]
+        space.plane.admin.apply(both)
+        space.wait("both")
+        space.plane.admin.apply(cores)
+        space.wait("cores")
+        operator.idle()
+        assert space.condition("cores", "Planned")[:2] == ("False", "DoesNotFit")
+        assert all(pod["spec"].get("nodeName") for pod in space.pods())
+        space.clear()
+    finally:
+        kwok.remove(names)
 
 
 def test_a_higher_priority_preempts_only_with_leave(space: Space, operator: Operator) -> None:

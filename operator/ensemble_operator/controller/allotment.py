@@ -20,6 +20,7 @@ from ensemble_operator.controller.shortfall import shortfall
 from ensemble_operator.inventory.device import Device
 from ensemble_operator.inventory.node import Inventory
 from ensemble_operator.inventory.terms import leaves, refusal
+from ensemble_operator.manifests.resources import GPU_BESIDE_MILLIS
 from ensemble_operator.planner.plan import Plan
 from ensemble_runtime.config import DeviceKind
 from ensemble_runtime.errors import EnsembleError
@@ -97,7 +98,9 @@ class _Round:
     def __init__(self, ranked: list[Request], inventory: Inventory, solve: Solve, busy: tuple[Device, ...]) -> None:
         self._solve = solve
         self._everything, self._free = Ledger(inventory), Ledger(inventory)
-        self._free.claim(busy)
+        for node, (gpus, cores) in _by_node(self._free.claim(busy)).items():
+            if cores:  # as in the pods of those that hold both
+                self._free.book(node, GPU_BESIDE_MILLIS * gpus, 0)
         self._states = [_State(request) for request in ranked]
 
     def run(self) -> Allotment:
@@ -287,8 +290,18 @@ class _Round:
 
 def _book(ledger: Ledger, request: Request, devices: tuple[Device, ...], sign: int) -> None:
     """What the pods on the devices' nodes want besides, one pod a node."""
-    for node in {device.node for device in devices}:
-        ledger.book(node, sign * request.pod_millis, sign * request.pod_bytes)
+    for node, (gpus, cores) in _by_node(devices).items():
+        millis = request.pod_millis + request.host_millis(gpus, cores)
+        ledger.book(node, sign * millis, sign * request.pod_bytes)
+
+
+def _by_node(devices: Iterable[Device]) -> dict[str, tuple[int, int]]:
+    """How many GPUs and CPU devices there are of each node."""
+    found: dict[str, tuple[int, int]] = {}
+    for device in devices:
+        gpus, cores = found.get(device.node, (0, 0))
+        found[device.node] = (gpus, cores + 1) if device.kind is DeviceKind.CPU else (gpus + 1, cores)
+    return found
 
 
 def _sizes(most: int) -> Iterator[int]:

@@ -116,11 +116,16 @@ class Ledger:
         """Whether a node has so much left."""
         return self._millis[node] >= millis and self._bytes[node] >= size
 
-    def kinds(self, node: str, terms: Terms, millis: int = 0, size: int = 0) -> Counter[Kind]:
-        """How many devices of each kind are free on a node, after so many thousandths of cores and bytes for a pod."""
+    def kinds(self, node: str, terms: Terms, millis: int = 0, size: int = 0, gpu_millis: int = 0) -> Counter[Kind]:
+        """How many devices of each kind are free on a node, after so many thousandths of cores and bytes for a pod.
+
+        Of GPUs at most as many as there are `gpu_millis` thousandths of a core for.
+        """
         found: Counter[Kind] = Counter()
+        driven = max(0, self._millis[node] - millis) // gpu_millis if gpu_millis else None
         if DeviceKind.GPU in terms.kinds:
             for kind, count in self._kinds[node].items():
+                count = count if driven is None else min(count, driven)
                 if count > 0 and (kind.pinnable or not terms.pinned):
                     found[kind] = count
         memory = core_memory(self.nodes[node]) * terms.cores_per_device if DeviceKind.CPU in terms.kinds else 0
@@ -131,17 +136,17 @@ class Ledger:
                 found[Kind(DeviceKind.CPU, f"cpu-{terms.cores_per_device}", memory)] = count
         return found
 
-    def offers(self, terms: Terms, millis: int, size: int) -> Mapping[str, Offer]:
+    def offers(self, terms: Terms, millis: int, size: int, gpu_millis: int = 0) -> Mapping[str, Offer]:
         """What each node offers that may start a pod which wants so many thousandths of a core and bytes besides.
 
         Remembered: of a thousand nodes, few change between one ensemble and the next.
         """
-        key = (terms.key, millis, size)
+        key = (terms.key, millis, size, gpu_millis)
         offers = self._offers.setdefault(key, {})
         for name in self._stale.setdefault(key, set(self.nodes)):
             node = self.nodes[name]
             open_ = self.room(name, millis, size) and refusal(node, terms) is None
-            kinds = self.kinds(name, terms, millis, size) if open_ else None
+            kinds = self.kinds(name, terms, millis, size, gpu_millis) if open_ else None
             if kinds:
                 offers[name] = frozenset(kinds.items())
             else:

@@ -6,9 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from ensemble_operator.api.objective import Goal, Objective
 from ensemble_operator.controller.ledger import Kind, Ledger, Offer, kind_of
+from ensemble_operator.inventory.cpu import MILLIS
 from ensemble_operator.inventory.device import Device
 from ensemble_operator.inventory.node import Inventory
 from ensemble_operator.inventory.terms import Terms, refusal
@@ -21,6 +23,8 @@ Solve = Callable[[Problem], Plan]
 """The planner; it refuses with an EnsembleError. Asked the same question again, it had better remember the answer."""
 Running = Mapping[tuple[str, str, str], int]
 """(node, device, member) -> batch size."""
+Fits = Callable[[Counter[Kind]], bool]
+"""Whether a choice of devices has all that it needs besides."""
 
 _TRIES = 4
 """Choices of devices on one node that are planned, the most promising first."""
@@ -59,6 +63,10 @@ class Request:
     interference: Mapping[tuple[str, str, str], float] = field(default_factory=dict)
     pod_millis: int = 0
     """Thousandths of a core that each of its pods requests besides its CPU devices."""
+    gpu_millis: int = 0
+    """Thousandths of a core that a pod requests besides for each of its GPUs, where it has no CPU device."""
+    gpu_beside_millis: int = 0
+    """The same where it has."""
     pod_bytes: int = 0
     """Memory that each of its pods requests besides its CPU devices."""
     held: Mapping[int, Copy] = field(default_factory=dict)
@@ -70,6 +78,10 @@ class Request:
     def rank(self) -> tuple[int, str, str]:
         """Who comes first: higher priority, then older, then by name."""
         return -self.priority, self.created, self.key
+
+    def host_millis(self, gpus: int, cores: int) -> int:
+        """Thousandths of a core that a pod requests for what drives so many GPUs, beside so many CPU devices."""
+        return gpus * (self.gpu_beside_millis if cores else self.gpu_millis)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +159,7 @@ def place(request: Request, ledger: Ledger, siblings: Mapping[str, int], running
     Raises:
         EnsembleError: There is no room; the message is that of the choice that came nearest.
     """
-    offers = ledger.offers(request.terms, request.pod_millis, request.pod_bytes)
+    offers = ledger.offers(request.terms, request.pod_millis, request.pod_bytes, request.gpu_millis)
     alike: dict[Offer, list[str]] = {}
     for node, offer in offers.items():
         alike.setdefault(offer, []).append(node)
@@ -163,7 +175,8 @@ def place(request: Request, ledger: Ledger, siblings: Mapping[str, int], running
         best = max(placed.merit for _, placed in found)
         near = [(node, placed) for node, placed in found if placed.merit >= _NEAR * best]
         return min(near, key=lambda f: (away(f[0]), _total(offers[f[0]]) - len(f[1].devices), f[0]))[1]
-    for choice in _choices(request, _sum(alike), worth):
+    total = _sum(alike)
+    for choice in _choices(request, total, worth, partial(_fits, request, total)):
         try:
             return solved(request, _across(request, ledger, offers, choice, away), running, solve)
         except EnsembleError as error:
@@ -181,7 +194,8 @@ def extras(request: Request, ledger: Ledger, kept: tuple[Device, ...]) -> tuple[
             kinds = ledger.kinds(node, request.terms)
             worth = _worth(request.members, set(kinds))
             ordered = sorted((k for k in kinds if k in worth), key=lambda k: (-worth[k], k))
-            drawn += ledger.draw(node, _filled(Counter(), kinds, ordered, limit), request.terms)
+            fits = partial(_room_for, request, ledger, node, kept)
+            drawn += ledger.draw(node, _filled(Counter(), kinds, ordered, limit, fits), request.terms)
     return tuple(drawn)
 
 
@@ -242,7 +256,7 @@ def _single(
     best: dict[frozenset[tuple[Kind, int]], tuple[tuple[bool, int], int, str]] = {}
     for offer, nodes in alike.items():
         key = min((away(node), _total(offer), node) for node in nodes)
-        for choice in _choices(request, dict(offer), worth):
+        for choice in _choices(request, dict(offer), worth, partial(_fits, request, dict(offer))):
             chosen = frozenset(choice.items())
             best[chosen] = min(best.get(chosen, key), key)
     scored = sorted(
@@ -258,16 +272,43 @@ def _memory(choice: Mapping[Kind, int]) -> int:
     return sum(kind.memory_bytes * count for kind, count in choice.items())
 
 
-def _choices(request: Request, kinds: Mapping[Kind, int], worth: Mapping[Kind, float]) -> Iterator[Counter[Kind]]:
+def _any(_: Counter[Kind]) -> bool:
+    return True
+
+
+def _split(choice: Mapping[Kind, int]) -> tuple[int, int]:
+    """How many devices of a choice are GPUs, and how many are CPU devices."""
+    cores = sum(count for kind, count in choice.items() if kind.kind is DeviceKind.CPU)
+    return sum(choice.values()) - cores, cores
+
+
+def _fits(request: Request, offer: Mapping[Kind, int], choice: Counter[Kind]) -> bool:
+    """Whether what a node offers has the cores that drive the GPUs of a choice, too."""
+    gpus, cores = _split(choice)
+    millis = MILLIS * request.terms.cores_per_device
+    return not cores or cores * millis + request.host_millis(gpus, cores) <= _split(offer)[1] * millis
+
+
+def _room_for(request: Request, ledger: Ledger, node: str, kept: tuple[Device, ...], choice: Counter[Kind]) -> bool:
+    """The same of a choice beside what a copy has on a node already."""
+    has = _split(Counter(kind_of(device) for device in kept if device.node == node))
+    gpus, cores = _split(choice)
+    more = request.host_millis(has[0] + gpus, has[1] + cores) - request.host_millis(*has)
+    return not more or ledger.room(node, MILLIS * request.terms.cores_per_device * cores + more, 0)
+
+
+def _choices(
+    request: Request, kinds: Mapping[Kind, int], worth: Mapping[Kind, float], fits: Fits = _any
+) -> Iterator[Counter[Kind]]:
     """Up to `most` devices such that every member has one that can run it: the fastest, then the largest."""
     orders = (lambda k: (-worth[k], -k.memory_bytes, k), lambda k: (-k.memory_bytes, -worth[k], k))
     before: Counter[Kind] | None = None
     for order in orders:
         ordered = sorted((kind for kind in kinds if kind in worth), key=order)
-        choice = _cover(request, kinds, ordered)
+        choice = _cover(request, kinds, ordered, fits)
         if choice is not None:
-            paired = _with_cores(request, choice, kinds)
-            choice = _filled(choice, kinds, ordered, request.most)
+            paired = _with_cores(request, choice, kinds, fits)
+            choice = _filled(choice, kinds, ordered, request.most, fits)
             if choice != before:
                 yield choice
                 if paired is not None and paired != choice:
@@ -275,7 +316,7 @@ def _choices(request: Request, kinds: Mapping[Kind, int], worth: Mapping[Kind, f
             before = choice
 
 
-def _with_cores(request: Request, choice: Counter[Kind], kinds: Mapping[Kind, int]) -> Counter[Kind] | None:
+def _with_cores(request: Request, choice: Counter[Kind], kinds: Mapping[Kind, int], fits: Fits) -> Counter[Kind] | None:
     """The choice with cores for each device, so that members may be partitioned; None where none can or has room."""
     cores = next((kind for kind in sorted(kinds) if any(_beside(member, kind) for member in request.members)), None)
     if cores is None:
@@ -283,27 +324,35 @@ def _with_cores(request: Request, choice: Counter[Kind], kinds: Mapping[Kind, in
     paired = Counter(choice)
     scarce = sum(count for kind, count in choice.items() if kind.kind is not DeviceKind.CPU)
     paired[cores] = max(paired[cores], min(kinds[cores], scarce or 2))
-    return paired if paired.total() <= request.most else None
+    while paired[cores] > choice[cores] and not fits(paired):
+        paired[cores] -= 1
+    return paired if paired.total() <= request.most and paired != choice else None
 
 
-def _cover(request: Request, kinds: Mapping[Kind, int], ordered: list[Kind]) -> Counter[Kind] | None:
+def _cover(request: Request, kinds: Mapping[Kind, int], ordered: list[Kind], fits: Fits) -> Counter[Kind] | None:
     """As few devices as will do for every member to have one that can run it; None where that cannot be."""
     choice: Counter[Kind] = Counter()
     able = [[kind for kind in ordered if _speed(member, kind)] for member in request.members]
     for kinds_of_member in sorted(able, key=len):
         if not any(choice[kind] for kind in kinds_of_member):
-            best = next((kind for kind in kinds_of_member if choice[kind] < kinds[kind]), None)
+            left = (kind for kind in kinds_of_member if choice[kind] < kinds[kind])
+            best = next((kind for kind in left if fits(choice + Counter([kind]))), None)
             if best is None or choice.total() >= request.most:
                 return None
             choice[best] += 1
     return choice
 
 
-def _filled(choice: Counter[Kind], kinds: Mapping[Kind, int], ordered: list[Kind], most: int) -> Counter[Kind]:
+def _filled(
+    choice: Counter[Kind], kinds: Mapping[Kind, int], ordered: list[Kind], most: int, fits: Fits
+) -> Counter[Kind]:
     """The choice, filled up to `most` devices."""
     full = Counter(choice)
     for kind in ordered:
-        full[kind] += max(0, min(kinds[kind] - full[kind], most - full.total()))
+        more = max(0, min(kinds[kind] - full[kind], most - full.total()))
+        while more and not fits(full + Counter({kind: more})):
+            more -= 1
+        full[kind] += more
     return +full
 
 
@@ -313,12 +362,20 @@ def _across(
     """Devices of a choice: of the nodes where the copy is, then of those that have the most of them."""
     missing, drawn, left = Counter(choice), list[Device](), dict(offers)
     while left and missing.total() > 0:
-        of = {node: missing & Counter(dict(offer)) for node, offer in left.items()}
+        of = {node: _affordable(request, offer, missing) for node, offer in left.items()}
         node = min(of, key=lambda n: (away(n)[0], -of[n].total(), away(n)[1], n))
         drawn += ledger.draw(node, of[node], request.terms)
         missing -= of[node]
         del left[node]
     return drawn
+
+
+def _affordable(request: Request, offer: Offer, missing: Counter[Kind]) -> Counter[Kind]:
+    """What of the devices that are missing a node offers, with the cores that drive its GPUs."""
+    there = missing & Counter(dict(offer))
+    while not _fits(request, dict(offer), there):
+        there -= Counter([next(kind for kind in there if kind.kind is DeviceKind.CPU)])
+    return there
 
 
 def _sum(alike: Mapping[Offer, list[str]]) -> Counter[Kind]:

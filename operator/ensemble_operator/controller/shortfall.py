@@ -13,6 +13,7 @@ from ensemble_runtime.errors import EnsembleError, OutOfMemoryError
 
 _GIB = 2**30
 _NOTES = 3
+_DRIVES = "each GPU takes a core besides in a pod that has CPU devices, and half a one in a pod that has none"
 
 
 def shortfall(request: Request, free: Ledger, everything: Ledger, error: EnsembleError) -> str:
@@ -36,10 +37,11 @@ def shortfall(request: Request, free: Ledger, everything: Ledger, error: Ensembl
         limit = f"spec.devices.max permits {_devices(request.most)}; the members need {count} of {_gib(size)}"
         return f"{limit}: raise it, or permit smaller batch sizes"
     left = _usable(request, free)
-    best = max((_describe(kinds, size) for kinds in left), default=(0, 0, "no free device"))[2]
+    enough, _, best = max((_describe(kinds, size) for kinds in left), default=(0, 0, "no free device"))
     held = _total(there) - _total(left)
     others = f"; {_devices(held)} that it may use {'is' if held == 1 else 'are'} taken" if held > 0 else ""
-    return f"needs {_devices(count)} of {_gib(size)}, the best node has {best}{others}"
+    drives = f"; {_DRIVES}" if enough >= count and request.gpu_beside_millis else ""
+    return f"needs {_devices(count)} of {_gib(size)}, the best node has {best}{others}{drives}"
 
 
 def nothing_to_use(terms: Terms, everything: Ledger, millis: int = 0, size: int = 0) -> str:
@@ -71,7 +73,7 @@ def nothing_to_use(terms: Terms, everything: Ledger, millis: int = 0, size: int 
 def _usable(request: Request, ledger: Ledger) -> Counter[Offer]:
     """What nodes offer of what the ensemble can use, and how many nodes offer just that."""
     found: Counter[Offer] = Counter()
-    offers = Counter(ledger.offers(request.terms, request.pod_millis, request.pod_bytes).values())
+    offers = Counter(ledger.offers(request.terms, request.pod_millis, request.pod_bytes, request.gpu_millis).values())
     for offer, nodes in offers.items():
         usable = frozenset((k, c) for k, c in offer if any(k.type in m.profiles for m in request.members))
         if usable:

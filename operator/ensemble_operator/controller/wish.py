@@ -12,7 +12,7 @@ from ensemble_operator.controller.placing import Copy, Request
 from ensemble_operator.controller.records import EnsembleRecord
 from ensemble_operator.controller.world import Key
 from ensemble_operator.inventory.terms import Terms
-from ensemble_operator.manifests.resources import GPU_MILLIS, MIB, PROCESSES_BYTES, TORCH_BYTES
+from ensemble_operator.manifests.resources import GPU_BESIDE_MILLIS, GPU_MILLIS, MIB, PROCESSES_BYTES, TORCH_BYTES
 from ensemble_operator.planner.problem import Problem
 from ensemble_runtime.config import DeviceKind
 
@@ -66,6 +66,8 @@ def request_of(wish: Wish, problem: Problem) -> Request:
         objective=spec.objective,
         interference=problem.interference,
         pod_millis=GPU_MILLIS * most if gpus_only else 0,
+        gpu_millis=0 if gpus_only else GPU_MILLIS,
+        gpu_beside_millis=0 if gpus_only else GPU_BESIDE_MILLIS,
         pod_bytes=PROCESSES_BYTES + TORCH_BYTES + 2 * spec.serving.max_body_mib * MIB,
         held={} if spec.mode is Mode.PLAN_ONLY else wish.held,
         starting=frozenset(wish.held) - wish.settled,

@@ -15,7 +15,14 @@ from ensemble_operator.manifests.models import CACHE
 from ensemble_operator.manifests.names import profiling_name
 from ensemble_operator.manifests.objects import Object, Owner, config_map
 from ensemble_operator.manifests.pod import CONFIG_FOLDER, TERMINATION_LOG, pod_spec
-from ensemble_operator.manifests.resources import GPU_CELL_BYTES, GPU_MILLIS, MIB, TORCH_BYTES, Resources
+from ensemble_operator.manifests.resources import (
+    GPU_BESIDE_MILLIS,
+    GPU_CELL_BYTES,
+    GPU_MILLIS,
+    MIB,
+    TORCH_BYTES,
+    Resources,
+)
 from ensemble_operator.manifests.runtime_config import plain_device
 from ensemble_operator.manifests.settings import PodSettings
 from ensemble_operator.planner.pairs import pair_type
@@ -158,7 +165,7 @@ def _of_both(device: Device, second: Device) -> Resources:
     cores = _resources(second)
     first = _resources(device)
     return Resources(
-        cpu_millis=cores.cpu_millis + (first.cpu_millis if device.kind is DeviceKind.CPU else 1000),
+        cpu_millis=cores.cpu_millis + (first.cpu_millis if device.kind is DeviceKind.CPU else GPU_BESIDE_MILLIS),
         memory_bytes=cores.memory_bytes + first.memory_bytes,
         shared_memory_bytes=_SHARED_BYTES,
         gpus=first.gpus,

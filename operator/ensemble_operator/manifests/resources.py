@@ -27,6 +27,8 @@ CONNECTION_BYTES = 64 * MIB
 """Of a head, for each connection to another shard: the batches on their way."""
 GPU_MILLIS = 500
 """Thousandths of a core beside each GPU of a pod without CPU devices, and for a pod with simulated ones alone."""
+GPU_BESIDE_MILLIS = 1000
+"""The same in a pod with CPU devices: its cores are its own, so they are whole."""
 _GATHER_BODIES = 2
 """Bodies that wait outside the arena, in largest ones."""
 
@@ -77,7 +79,7 @@ def resources(shard: Shard, plan: Plan, config: RuntimeConfig, *, torch: bool) -
     own = PROCESSES_BYTES + (TORCH_BYTES if torch else 0)
     anonymous = Counter(resource_of(device) for device in gpus if device.driver is None)
     return Resources(
-        cpu_millis=1000 * (cores + len(gpus)) if cores else GPU_MILLIS * max(1, len(gpus)),
+        cpu_millis=1000 * cores + GPU_BESIDE_MILLIS * len(gpus) if cores else GPU_MILLIS * max(1, len(gpus)),
         memory_bytes=_whole_mib(own + cells + connections + bodies + shared),
         shared_memory_bytes=shared,
         gpus=tuple(sorted(anonymous.items())),

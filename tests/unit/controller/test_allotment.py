@@ -327,10 +327,12 @@ def test_fewer_copies_free_the_last_ones() -> None:
 
 
 def test_what_other_pods_of_ours_hold_is_not_given() -> None:
-    there = cluster(node("a", 1, cores=2))
+    there = cluster(node("a", 1, cores=3))
     profiling = (*gpus("a", 1), Device("cpu0", "a", DeviceKind.CPU, "cpu-1", 4 * GIB))
     found = allot([want("x/a", 1, 1, 1)], there, solve, busy=profiling)
     assert used(found, "x/a") == {("a", "cpu1")}
+    crowded = allot([want("x/a", 1, 1, 1)], cluster(node("a", 1, cores=2)), solve, busy=profiling)
+    assert not crowded.grants["x/a"].plans, "the last core drives the GPU"
 
 
 def test_a_dry_run_is_planned_with_what_is_left_and_takes_nothing() -> None:
@@ -352,6 +354,38 @@ def test_pods_need_room_besides_their_devices() -> None:
     for cores, served in ((3, [1, 0]), (4, [1, 1])):
         two = allot([greedy, dataclasses.replace(greedy, key="x/b")], cluster(node("a", 0, cores=cores)), solve)
         assert [len(two.grants[key].plans) for key in ("x/a", "x/b")] == served
+
+
+def both(key: str, **more: Any) -> Request:
+    """A member that needs a GPU, and one that needs a core."""
+    members = (_on("big", 1), dataclasses.replace(_on("cpu-1", 1), name="m1"))
+    return Request(key, members, 2, gpu_millis=500, gpu_beside_millis=1000, **more)
+
+
+def test_a_gpu_takes_a_core_in_a_pod_that_has_cores_and_half_a_one_in_others() -> None:
+    on_a_gpu = dataclasses.replace(both("x/gpu"), members=(_on("big", 1),), most=1)
+    on_a_core = dataclasses.replace(both("x/core"), members=(_on("cpu-1", 1),), most=1)
+    for cores, first, expected in (
+        (1, both("x/both"), {"x/core"}),
+        (2, both("x/both"), {"x/both"}),
+        (3, both("x/both"), {"x/both", "x/core"}),
+        (1, on_a_gpu, {"x/gpu"}),
+        (2, on_a_gpu, {"x/gpu", "x/core"}),
+    ):
+        there = cluster(node("a", 1, cores=cores))
+        found = allot([dataclasses.replace(first, priority=1), on_a_core], there, solve)
+        assert {key for key, grant in found.grants.items() if grant.plans} == expected, cores
+    (grant,) = allot([both("x/both")], cluster(node("a", 1, cores=1)), solve).grants.values()
+    assert "each GPU takes a core besides" in str(grant.waiting)
+
+
+def test_a_copy_that_runs_gets_a_core_only_where_its_gpu_keeps_one() -> None:
+    quick = dataclasses.replace(both("x/a"), members=(member("m0", 1), member("m1", 1)), most=2)
+    for cores, more in ((1, 0), (2, 1)):
+        there = cluster(node("a", 1, cores=cores))
+        running = holding(quick, {0: solved(quick, gpus("a", 1), {}, solve).plan})
+        found = allot([running], there, solve)
+        assert sum(name.startswith("cpu") for _, name in used(found, "x/a")) <= more
 
 
 def test_a_node_gives_away_its_last_core() -> None:

@@ -14,6 +14,7 @@ from ensemble_operator.inventory.cpu import cores_of
 from ensemble_operator.inventory.device import Device
 from ensemble_operator.inventory.node import Inventory, Node
 from ensemble_operator.inventory.terms import Terms
+from ensemble_operator.manifests.resources import GPU_BESIDE_MILLIS, GPU_MILLIS
 from ensemble_operator.planner.plan import Plan
 from ensemble_operator.planner.problem import PlanMember, Problem
 from ensemble_operator.planner.solve import make_plan
@@ -46,7 +47,8 @@ def _request(index: int, drawn: tuple[list[int], int, int, bool, int]) -> Reques
         for i, size in enumerate(sizes)
     )
     terms = Terms(cores_per_device=cores)
-    return Request(f"x/e{index}", members, len(members), terms, copies, priority, f"{index:04}", preempts)
+    host = {"gpu_millis": GPU_MILLIS, "gpu_beside_millis": GPU_BESIDE_MILLIS}
+    return Request(f"x/e{index}", members, len(members), terms, copies, priority, f"{index:04}", preempts, **host)
 
 
 NODES = st.lists(
@@ -83,6 +85,15 @@ def digests(found: Allotment) -> dict[str, dict[int, str]]:
     return {key: {i: plan.digest for i, plan in grant.plans.items()} for key, grant in found.grants.items()}
 
 
+def drivers(found: Allotment, node: str) -> int:
+    """Thousandths of a core that pods on a node request for their GPUs, as `resources` makes them."""
+    total = 0
+    for plan in (plan for grant in found.grants.values() for plan in grant.plans.values()):
+        kinds = Counter(device.kind for device in used(plan) if device.node == node)
+        total += kinds[DeviceKind.GPU] * (GPU_BESIDE_MILLIS if kinds[DeviceKind.CPU] else GPU_MILLIS)
+    return total
+
+
 def assert_sound(requests: list[Request], there: Inventory, found: Allotment) -> None:
     """No device twice, no device that is not there, no more cores and memory than the node has, no limit exceeded."""
     given_out = [device for grant in found.grants.values() for plan in grant.plans.values() for device in used(plan)]
@@ -90,7 +101,7 @@ def assert_sound(requests: list[Request], there: Inventory, found: Allotment) ->
     for node in there.nodes:
         here = [d for d in given_out if d.node == node.name]
         assert {d for d in here if d.kind is DeviceKind.GPU} <= set(node.devices)
-        assert sum(map(cores_of, here)) * 1000 <= node.cpu_free_millis
+        assert sum(map(cores_of, here)) * 1000 + drivers(found, node.name) <= node.cpu_free_millis
         assert sum(d.memory_bytes for d in here if d.kind is DeviceKind.CPU) <= node.memory_free_bytes
     assert not set(found.free) & set(given_out)
     for request in requests:
@@ -160,7 +171,7 @@ def test_a_newcomer_takes_nothing_from_anybody_unless_it_may(
 )
 def test_nobody_starves(counts: list[int], stream: list[tuple[int, int]]) -> None:
     """One that needs every GPU gets them when those that were there before it are gone, whoever comes after it."""
-    there = Inventory(tuple(_node(i, (count, "big", 0)) for i, count in enumerate(counts)))
+    there = Inventory(tuple(_node(i, (count, "big", 2)) for i, count in enumerate(counts)))
     patient = dataclasses.replace(_request(5000, ([30] * sum(counts), 1, 0, False, 1)))
     early = [_request(i, ([30] * stream[i][0], 1, 0, False, 1)) for i in range(2)]
     present = [(request, 3) for request in holding(early, allot(early, there, solve))]
