@@ -23,10 +23,10 @@ from ensemble_runtime.errors import DeviceUnavailableError, EnsembleError
 from ensemble_runtime.partition.gates import LINE, Bells, following
 from ensemble_runtime.partition.sessions import open_session
 
-BEGUN, PLAN, DONE, FAILED = range(4)
-"""Gates in the memory that both processes always share: the turn that the first one has begun, the number of the plan
-that it goes by, the turn that the second one is through, and the turn in which something failed."""
-CONTROL_BYTES = 4 * LINE
+BEGUN, PLAN, DONE, FAILED, *ASLEEP = range(6)
+"""Lines of the memory that both processes always share: the turn that the first one has begun, the number of the plan
+that it goes by, the turn that the second one is through, the turn in which something failed, and who sleeps."""
+CONTROL_BYTES = 6 * LINE
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,21 @@ def words(shared: mmap.mmap, size: int) -> memoryview:
     return memoryview(shared)[:size].cast("I")
 
 
+def asleep(control: memoryview, device: int) -> tuple[memoryview, memoryview]:
+    """Where the process of a device says that it sleeps, and where the other one does."""
+    here, there = (control[line * LINE // 4 :] for line in (ASLEEP[device], ASLEEP[1 - device]))
+    return here, there
+
+
 class _Second:
     """What the process holds."""
 
-    def __init__(self, peer: Connection, bells: Bells) -> None:
+    def __init__(self, peer: Connection, bells: Bells, control: memoryview) -> None:
         self._peer = peer
         self._bells = bells
+        self._control = control
         self._sessions: dict[int, Any] = {}
         self._plans: dict[int, tuple[list[Step], memoryview]] = {}
-        self._control = words(mmap.mmap(-1, CONTROL_BYTES), CONTROL_BYTES)
         self._device: Device | None = None
         self._failure: Exception | None = None
 
@@ -108,7 +114,7 @@ class _Second:
                     self._control[FAILED * LINE // 4] = turn
                 self._bells.open(self._control, DONE, turn)
                 turn = following(turn)
-            elif self._bells.sleep():
+            elif self._bells.sleep(self._control, BEGUN, turn):
                 try:
                     order, *arguments = self._peer.recv()
                 except (EOFError, ConnectionError):
@@ -127,8 +133,6 @@ class _Second:
     def begin(self, device: Device) -> None:
         """Stand on a device."""
         self._device = device
-        shared = mmap.mmap(self._received(), CONTROL_BYTES)
-        self._control = words(shared, CONTROL_BYTES)
         if device.kind is DeviceKind.CPU and device.cores:  # under a quota it has none of its own
             try:
                 os.sched_setaffinity(0, device.cores)
@@ -142,7 +146,7 @@ class _Second:
 
     def bind(self, number: int, size: int, gates: int, parts: tuple[Part, ...]) -> None:
         """Bind runs to memory that is shared."""
-        shared = mmap.mmap(self._received(), size)
+        shared = mmap.mmap(recv_handle(self._peer), size)
         base = np.frombuffer(shared, np.uint8).ctypes.data
         steps = []
         for part in parts:
@@ -166,16 +170,14 @@ class _Second:
         assert self._failure is not None, "asked only after a failure"
         raise self._failure
 
-    def _received(self) -> int:
-        return recv_handle(self._peer)
 
-
-def main(peer: int, own: int, other: int) -> None:
+def main(peer: int, own: int, other: int, shared: int) -> None:
     """Be the second device, over these descriptors."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the first process decides when to end
         signal.signal(number, signal.SIG_IGN)
     keep_memory()
-    _Second(Connection(peer), Bells(own, other, peer)).live()
+    control = words(mmap.mmap(shared, CONTROL_BYTES), CONTROL_BYTES)
+    _Second(Connection(peer), Bells(own, other, peer, asleep(control, 1)), control).live()
 
 
 if __name__ == "__main__":

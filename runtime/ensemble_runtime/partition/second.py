@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import send_handle
 
 from ensemble_runtime.config import Device
-from ensemble_runtime.partition.beside import BEGUN, CONTROL_BYTES, DONE, FAILED, PLAN, Part, words
+from ensemble_runtime.partition.beside import BEGUN, CONTROL_BYTES, DONE, FAILED, PLAN, Part, asleep, words
 from ensemble_runtime.partition.gates import LINE, Bells, following
 
 PROCESS_BYTES = 48 * 2**20
@@ -47,7 +47,8 @@ class SecondDevice:
         """
         ours, theirs = socket.socketpair()
         own, other = os.eventfd(0), os.eventfd(0)
-        descriptors = (theirs.fileno(), other, own)  # what rings here is rung there
+        self._memory = SharedMemory(CONTROL_BYTES)
+        descriptors = (theirs.fileno(), other, own, self._memory.descriptor)  # what rings here is rung there
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "ensemble_runtime.partition.beside", *map(str, descriptors)],
             pass_fds=descriptors,
@@ -57,13 +58,12 @@ class SecondDevice:
         theirs.close()
         self._peer = Connection(ours.detach())
         self._descriptors = [own, other]
-        self.bells = Bells(own, other, self._peer.fileno())
-        self._memory = SharedMemory(CONTROL_BYTES)
         self._control = words(self._memory.map, CONTROL_BYTES)
+        self.bells = Bells(own, other, self._peer.fileno(), asleep(self._control, 0))
         self._turn = 0
         self._sessions = self._plans = 0
         try:
-            self._ask("begin", device, sends=self._memory.descriptor)
+            self._ask("begin", device)
         except BaseException:
             self.close()
             raise

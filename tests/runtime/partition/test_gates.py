@@ -20,27 +20,28 @@ class Two:
 
     def __init__(self, child: Callable[[Bells, memoryview], None], gates: int = 2) -> None:
         self.gates = memoryview(mmap.mmap(-1, gates * LINE)).cast("I")
+        here, there = (memoryview(mmap.mmap(-1, LINE)).cast("I") for _ in range(2))
         one, other = os.eventfd(0), os.eventfd(0)
         ours, theirs = socket.socketpair()
         self.pid = os.fork()
         if not self.pid:
             ours.close()
             try:
-                child(Bells(other, one, theirs.fileno()), self.gates)
+                child(Bells(other, one, theirs.fileno(), (there, here)), self.gates)
             finally:
                 os._exit(0)
         theirs.close()
         self._socket = ours  # kept open
-        self.bells = Bells(one, other, ours.fileno())
+        self.bells = Bells(one, other, ours.fileno(), (here, there))
 
     def end(self) -> None:
         """Wait for the child."""
         os.waitpid(self.pid, 0)
 
 
-@pytest.mark.parametrize("pause", [0.0, 0.0002, 0.02])
+@pytest.mark.parametrize("pause", [0.0, 0.0002, 0.0009, 0.02])
 def test_turns_alternate(pause: float) -> None:
-    """With pauses shorter and longer than the time for which a gate is watched."""
+    """With pauses shorter and longer than the time for which a gate is watched, and about as long."""
 
     def other(bells: Bells, gates: memoryview) -> None:
         for turn in range(1, TURNS + 1):
