@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from ensemble_runtime.config import Device, DeviceKind
 from ensemble_runtime.devices.working_memory import keep_memory
 from ensemble_runtime.errors import DeviceUnavailableError, EnsembleError
 from ensemble_runtime.partition.gates import LINE, Bells, following
-from ensemble_runtime.partition.sessions import open_session
+from ensemble_runtime.partition.sessions import call, open_session
 
 BEGUN, PLAN, DONE, FAILED, *ASLEEP = range(6)
 """Lines of the memory that both processes always share: the turn that the first one has begun, the number of the plan
@@ -53,29 +53,27 @@ class Part:
     """The gate to open."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """A run at work."""
+class Step(NamedTuple):
+    """A run at work; unpacked between any two of them."""
 
     wait: int | None
-    compute: Callable[[Any], None] | None
-    binding: Any
+    compute: Callable[[], None] | None
     tell: int | None
 
 
 def walk(steps: Sequence[Step], bells: Bells, gates: memoryview, turn: int) -> BaseException | None:
     """Compute one device's runs in order; after a failure only wait and tell, so that the other device gets through."""
     failure: BaseException | None = None
-    for step in steps:
-        if step.wait is not None:
-            bells.wait(gates, step.wait, turn)
-        if failure is None and step.compute is not None:
+    for wait, compute, tell in steps:
+        if wait is not None:
+            bells.wait(gates, wait, turn)
+        if failure is None and compute is not None:
             try:
-                step.compute(step.binding)
+                compute()
             except Exception as error:
                 failure = error
-        if step.tell is not None:
-            bells.open(gates, step.tell, turn)
+        if tell is not None:
+            bells.open(gates, tell, turn)
     return failure
 
 
@@ -150,15 +148,16 @@ class _Second:
         base = np.frombuffer(shared, np.uint8).ctypes.data
         steps = []
         for part in parts:
-            binding = compute = None
+            compute = None
             if part.session is not None:
                 session = self._sessions[part.session]
-                compute, binding = session.run_with_iobinding, session.io_binding()
+                binding = session.io_binding()
                 for at in part.inputs:
                     binding.bind_input(at.name, "cpu", 0, np.dtype(at.datatype), at.shape, base + at.offset)
                 for at in part.outputs:
                     binding.bind_output(at.name, "cpu", 0, np.dtype(at.datatype), at.shape, base + at.offset)
-            steps.append(Step(part.wait, compute, binding, part.tell))
+                compute = call(session, binding)
+            steps.append(Step(part.wait, compute, part.tell))
         self._plans[number] = (steps, words(shared, gates))
 
     def drop(self, number: int) -> None:

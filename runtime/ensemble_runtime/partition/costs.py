@@ -25,9 +25,9 @@ import numpy as np
 from ensemble_runtime.config import Device, DeviceKind
 from ensemble_runtime.partition.graph import Graph, Placement, Tensor
 from ensemble_runtime.partition.instance import Flow, Instance, Link, Task
-from ensemble_runtime.partition.plan import Array, Memory
+from ensemble_runtime.partition.plan import Array, Memory, computation
 from ensemble_runtime.partition.runs import Program, Run, program
-from ensemble_runtime.partition.sessions import Call, Piece, constants, cut_out, open_session
+from ensemble_runtime.partition.sessions import Piece, constants, cut_out, open_session
 from ensemble_runtime.partition.shapes import Found, sample
 
 MIN_ROUNDS, MAX_ROUNDS, ROUND_SECONDS = 5, 200, 0.25
@@ -235,7 +235,7 @@ class _Chain:
         models = {piece: piece.model(graph, list(names)).SerializeToString() for piece, names in wanted.items()}
         sessions = {piece: open_session(model, device) for piece, model in models.items()}
         self._steps = [
-            (sessions[call.piece].run_with_iobinding, _binding(sessions[call.piece], run, call, memory))
+            computation(sessions[call.piece], run, call.names, memory)
             for run, call in zip(program.runs, calls, strict=True)
         ]
 
@@ -251,9 +251,9 @@ class _Chain:
 
     def _round(self) -> list[float]:
         found = []
-        for run, binding in self._steps:
+        for compute in self._steps:
             before = time.perf_counter()
-            run(binding)
+            compute()
             found.append(time.perf_counter() - before)
         return found
 
@@ -262,15 +262,6 @@ def _apart(graph: Graph, name: str) -> Run:
     operator = graph.by_name[name]
     outputs = tuple(y for y in operator.outputs if y in graph.readers or y in graph.outputs)
     return Run(0, (name,), operator.inputs, outputs or operator.outputs[:1])
-
-
-def _binding(session: Any, run: Run, call: Call, memory: Memory) -> Any:
-    binding = session.io_binding()
-    for name in run.inputs:
-        binding.bind_input(call.names[name], *memory.bind(name))
-    for name in run.outputs:
-        binding.bind_output(call.names[name], *memory.bind(name))
-    return binding
 
 
 def random_inputs(graph: Graph) -> dict[str, Array]:

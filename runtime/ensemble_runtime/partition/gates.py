@@ -3,8 +3,8 @@
 The devices of a partition are two processes, not two threads: of two threads that tell each other something after every
 chunk of a layer, both want Python's global lock in the same moment, and the one that comes second sleeps and has to be
 woken, 30 us that the other one then waits for. Whoever waits here looks at a word of shared memory, for about 1 ms, and
-only then says that it sleeps, until its bell is rung. Nobody else's bell is: the call to the kernel takes a microsecond,
-and slows down what is computed after it by two more.
+only then says that it sleeps, until its bell is rung. Nobody else's is rung: the call to the kernel takes 1 us, and
+slows down what is computed after it by 2 more.
 """
 
 from __future__ import annotations

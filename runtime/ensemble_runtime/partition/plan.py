@@ -6,7 +6,7 @@ All of it is made once for each shape: to compute another batch, nothing is allo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ from ensemble_runtime.partition.gates import LINE
 from ensemble_runtime.partition.graph import Graph, Placement
 from ensemble_runtime.partition.runs import Program, Run, root
 from ensemble_runtime.partition.second import SharedMemory
+from ensemble_runtime.partition.sessions import call
 from ensemble_runtime.partition.shapes import Found
 
 Array = NDArray[Any]
@@ -125,8 +126,7 @@ def bound(graph: Graph, program: Program, sessions: Sessions, memory: Memory) ->
     for i, (run, (session, names)) in enumerate(zip(program.runs, sessions, strict=True)):
         tell = i if run.feeds else None
         if run.device == 0:
-            binding = _binding(session, run, names, memory)
-            steps.append(Step(run.waits, session.run_with_iobinding, binding, tell))
+            steps.append(Step(run.waits, computation(session, run, names, memory), tell))
         else:
             inputs, outputs = (tuple(memory.at(x, names[x]) for x in found) for found in (run.inputs, run.outputs))
             parts.append(Part(run.waits, session, inputs, outputs, tell))
@@ -159,10 +159,18 @@ def _input(program: Program, memory: Memory, name: str) -> Array:
     return memory.array(turned.name).transpose(np.argsort(turned.axes))
 
 
-def _binding(session: Any, run: Run, names: Mapping[str, str], memory: Memory) -> Any:
+def computation(session: Any, run: Run, names: Mapping[str, str], memory: Memory) -> Callable[[], None]:
+    """A session bound to a run's tensors, ready to compute.
+
+    Args:
+        session: Of the run's operators.
+        run: Which tensors.
+        names: What the session calls them.
+        memory: Where they are.
+    """
     binding = session.io_binding()
     for name in run.inputs:
         binding.bind_input(names[name], *memory.bind(name))
     for name in run.outputs:
         binding.bind_output(names[name], *memory.bind(name))
-    return binding
+    return call(session, binding)
