@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from common import Effort, Report, Rounds, alternate, cores, main, progress
 from models import member
-from recurrent_models import CLASSES, Recurrent, stacks
+from recurrent_models import Recurrent, stacks
 
 from ensemble_runtime.config import Datatype, Device, DeviceKind, Partition, PartitionObjective, TensorSpec
 from ensemble_runtime.members.model import Model
@@ -27,7 +27,6 @@ from ensemble_runtime.partition.model import PartitionedModel, split
 from ensemble_runtime.partition.together import together
 
 SHARE, LOSS = 0.8, 1.02
-OUTPUT = TensorSpec(name="y", datatype=Datatype.FP32, shape=(CLASSES,))
 HEADER = ["model", "steps, rows", "one core", "by operators", "by threads", "capacity", "share of it", "verdict"]
 
 
@@ -85,16 +84,17 @@ def _times(path: Path, recurrent: Recurrent, x: np.ndarray, effort: Effort) -> t
     """Seconds of a batch on each side, and whether what was to be split was left whole."""
     before = os.sched_getaffinity(0)
     first, second = cores()[:2]
-    spec = TensorSpec(name="x", datatype=Datatype.FP32, shape=recurrent.shape[1:])
+    x_spec = TensorSpec(name="x", datatype=Datatype.FP32, shape=recurrent.shape[1:])
+    y_spec = TensorSpec(name="y", datatype=Datatype.FP32, shape=recurrent.output)
     wanted = member(path).model_copy(update={"partition": Partition(objective=PartitionObjective.LATENCY)})
     os.sched_setaffinity(0, {first})
-    one = OnnxModel(wanted, path, (spec,), (OUTPUT,), _device(first))
+    one = OnnxModel(wanted, path, (x_spec,), (y_spec,), _device(first))
     devices = _device(first), _device(second)
-    both = split(wanted, path, (spec,), (OUTPUT,), devices, recurrent.rows)
+    both = split(wanted, path, (x_spec,), (y_spec,), devices, recurrent.rows)
     expected = one.predict([x])[0]
     np.testing.assert_allclose(both.predict([x])[0], expected, rtol=1e-4, atol=1e-5)
-    threads = together(wanted, path, (spec,), (OUTPUT,), devices)
-    copy = OnnxModel(wanted, path, (spec,), (OUTPUT,), devices[1])
+    threads = together(wanted, path, (x_spec,), (y_spec,), devices)
+    copy = OnnxModel(wanted, path, (x_spec,), (y_spec,), devices[1])
     sides: dict[str, Callable[[], float]] = {
         "one core": lambda: _seconds(lambda: one.predict([x]), effort.seconds),
         "by operators": lambda: _seconds(lambda: both.predict([x]), effort.seconds),

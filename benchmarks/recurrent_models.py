@@ -1,4 +1,4 @@
-"""Recurrent ONNX models of several shapes: untrained, since only their cost matters, and the same on every run.
+"""Recurrent ONNX models of several shapes: all but one untrained, since only their cost matters, and always the same.
 
 All take rows first, x of (rows, steps, features), and any number of rows.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import distribution
 
 import numpy as np
 import onnx
@@ -29,11 +30,15 @@ class Recurrent:
     rows: int = 1
     parallel: int = 1
     """Layers, directions or branches that two devices can share."""
+    features: int | None = None
+    """Of the input; None: as many as hidden units."""
+    output: tuple[int, ...] = (CLASSES,)
+    """Shape of y without its rows."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the input x."""
-        return (self.rows, self.steps, self.hidden)
+        return (self.rows, self.steps, self.features or self.hidden)
 
 
 class Builder:
@@ -131,6 +136,26 @@ def branches(kind: str, hidden: int, count: int, steps: int) -> onnx.ModelProto:
     return builder.model({"x": ("rows", steps, hidden)}, joined, count * hidden)
 
 
+def silero_vad(steps: int) -> onnx.ModelProto:
+    """The speech detector that the PyPI package `silero-vad` carries, over a whole recording: one row, no state before.
+
+    Convolutions over each of the steps, 32 ms of sound and what comes before it, then an LSTM of 128 units.
+    """
+    file = distribution("silero-vad").locate_file("silero_vad/data/silero_vad_16k_sequence.onnx")
+    model = onnx.load(str(file))
+    graph = model.graph
+    del graph.input[:], graph.output[:]
+    graph.input.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, ("rows", steps, 576)))
+    graph.output.append(helper.make_tensor_value_info("y", TensorProto.FLOAT, ("rows", steps)))
+    graph.initializer.extend(numpy_helper.from_array(np.zeros((1, 1, 128), np.float32), state) for state in "hc")
+    shapes = {"input": (steps, 576), "y": (1, steps)}
+    for name, shape in shapes.items():
+        graph.initializer.append(numpy_helper.from_array(np.array(shape, np.int64), f"{name}/shape"))
+    graph.node.insert(0, helper.make_node("Reshape", ["x", "input/shape"], ["input"], name="row"))
+    graph.node.append(helper.make_node("Reshape", ["speech_probs", "y/shape"], ["y"], name="probabilities"))
+    return model
+
+
 def models() -> list[Recurrent]:
     """The list that the benchmarks go through."""
     return [*stacks(), *wide()]
@@ -181,4 +206,6 @@ def wide() -> list[Recurrent]:
     for kind, hidden, count, steps in (("LSTM", 256, 4, 64), ("GRU", 256, 3, 64)):
         build = partial(branches, kind, hidden, count, steps)
         found.append(Recurrent(f"{kind} {hidden}, {count} branches", build, hidden, count, steps))
+    build = partial(silero_vad, 64)
+    found.append(Recurrent("silero-vad, 2 s of sound", build, 128, 1, 64, features=576, output=(64,)))
     return found
