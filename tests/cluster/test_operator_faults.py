@@ -163,6 +163,22 @@ def test_the_api_server_may_go_away_and_come_back(
     space.clear()
 
 
+def test_one_that_starts_while_the_api_server_is_away_waits_for_it(
+    space: Space, kwok: Kwok, control_plane: ControlPlane
+) -> None:
+    operator = Operator(kwok.plane)
+    try:
+        with control_plane.without_apiserver():
+            operator.start()
+            wait_for(lambda: any("waits for the API" in line["message"] for line in operator.log()), "it says so")
+        space.apply("digits")
+        space.wait("digits")
+        assert operator.program.running()
+        space.clear()
+    finally:
+        operator.program.kill()
+
+
 def test_a_slow_store_delays_and_breaks_nothing(space: Space, operator: Operator, control_plane: ControlPlane) -> None:
     space.apply("digits")
     with control_plane.held(control_plane.etcd):

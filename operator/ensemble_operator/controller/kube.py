@@ -7,10 +7,10 @@ import json
 import logging
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import aiohttp
@@ -33,6 +33,7 @@ _CONFLICT, _GONE, _NOT_FOUND, _TOO_MANY = 409, 410, 404, 429
 
 _log = logging.getLogger(__name__)
 
+Answer = TypeVar("Answer")
 Body = dict[str, Any]
 
 
@@ -43,6 +44,11 @@ class KubeError(EnsembleError):
         super().__init__(message)
         self.status = status
         """The HTTP status; 0 where there was no answer."""
+
+    @property
+    def passing(self) -> bool:
+        """Whether the server is away or busy, rather than of another opinion."""
+        return self.status in (0, _TOO_MANY) or self.status >= 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +262,26 @@ class Kube:
 
 
 _APPLY = {"fieldManager": MANAGER, "force": "true"}
+
+
+async def answered(ask: Callable[[], Awaitable[Answer]], seconds: float = 5.0) -> Answer:
+    """What the server answers as soon as it does, however long it is away or busy.
+
+    Args:
+        ask: Asks it.
+        seconds: Between one question, with all its repetitions, and the next.
+
+    Raises:
+        KubeError: It refuses.
+    """
+    while True:
+        try:
+            return await ask()
+        except KubeError as error:
+            if not error.passing:
+                raise
+            _log.warning("waits for the API server: %s", error)
+        await asyncio.sleep(seconds)
 
 
 def _worthwhile(status: int, method: str, body: Body | None) -> bool:

@@ -6,7 +6,6 @@ Every cycle computes everything anew from what is seen; only what would come out
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
@@ -24,7 +23,7 @@ from ensemble_operator.controller.changes import Changes, There, changes
 from ensemble_operator.controller.concurrency import gathered, together
 from ensemble_operator.controller.decision import OVERVIEW, Decision, Overview
 from ensemble_operator.controller.edition_record import EditionRecord
-from ensemble_operator.controller.kube import Kube, KubeError
+from ensemble_operator.controller.kube import Kube, KubeError, answered
 from ensemble_operator.controller.metrics import Metrics
 from ensemble_operator.controller.profiling import Profiling, Waiting, place_of
 from ensemble_operator.controller.records import COMPONENT, ChildRecord, EnsembleRecord, OwnPod
@@ -131,8 +130,8 @@ class Loop:
 
     async def run(self) -> None:
         """Turn until cancelled."""
+        await answered(self.list_all)
         listed = time.monotonic()
-        await self.list_all()
         while True:
             self._beat()
             try:
@@ -149,8 +148,11 @@ class Loop:
             await self._rest(listed + self._settings.resync_seconds)
             if time.monotonic() >= listed + self._settings.resync_seconds:
                 listed = time.monotonic()
-                with contextlib.suppress(KubeError):  # the watches still tell what happens; the next resync is near
+                try:
                     await self.list_all()
+                except KubeError as error:  # the watches still tell what happens; the next resync is near
+                    self._metrics.errors.labels("resync").inc()
+                    _log.warning("cannot list everything anew: %s", error)
 
     async def _rest(self, resync: float) -> None:
         """Sleep until something changes, a pause of something that failed is over, or all is to be listed again."""

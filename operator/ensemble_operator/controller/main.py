@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ import kopf
 from ensemble_operator.controller.cache import Cache
 from ensemble_operator.controller.decide import make_decider
 from ensemble_operator.controller.health import Pulse, doors
-from ensemble_operator.controller.kube import Kube, connected
+from ensemble_operator.controller.kube import Kube, answered, connected
 from ensemble_operator.controller.loop import Loop
 from ensemble_operator.controller.metrics import Metrics
 from ensemble_operator.controller.observer import Observer
@@ -48,6 +48,7 @@ OURS = "app.kubernetes.io/part-of=ensembles"
 _PATIENCE_SECONDS = 180.0
 """Longer than planning and a round of retries against a server that is away."""
 _MIB = 2**20
+_PAUSES = (0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0, 10.0, 15.0, 30.0)
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ async def run(settings: Settings) -> None:
         ) as ports,
     ):
         _log.info("starts", extra={"livenessPort": ports[0], "metricsPort": ports[1]})
-        sources = await sources_of(kube, settings)
+        sources = await answered(partial(sources_of, kube, settings))
         loop = Loop(settings, kube, cache, worker, metrics, sources, pulse.beat)
         try:
             await _until_one_ends(
@@ -127,6 +128,16 @@ def registered(sources: Mapping[Resource, str], note: Any) -> kopf.OperatorRegis
     return registry
 
 
+class Pauses:
+    """Seconds between kopf's attempts at a request; they never end, for a watch that is given up ends the operator."""
+
+    def __iter__(self) -> Iterator[float]:
+        """From the first."""
+        yield from _PAUSES
+        while True:
+            yield _PAUSES[-1]
+
+
 def _handler(kind: Resource, note: Any) -> Any:
     async def take_note(event: Mapping[str, Any], **_: Any) -> None:
         note(kind, event)
@@ -141,7 +152,7 @@ def kopf_settings(sources: Mapping[Resource, str]) -> kopf.OperatorSettings:
     settings.scanning.disabled = True
     settings.networking.request_timeout = 30
     settings.networking.connect_timeout = 10
-    settings.networking.error_backoffs = [0.2, 0.5, 1, 2, 3, 5, 8, 10, 10, 10, 15, 15, 15, 30, 30, 30, 30]
+    settings.networking.error_backoffs = Pauses()
     settings.watching.connect_timeout = 10
     settings.watching.chunk_size = 500
     settings.queueing.idle_timeout = 1

@@ -4,7 +4,8 @@ import pytest
 from aiohttp import web
 from kubernetes.aio.client import ApiClient, Configuration
 
-from ensemble_operator.controller.kube import Kube, KubeError
+from ensemble_operator.controller.kube import Kube, KubeError, answered
+from ensemble_operator.controller.main import kopf_settings
 from ensemble_operator.controller.resources import PODS
 
 POD = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "n"}}
@@ -106,3 +107,25 @@ def test_a_status_is_written_to_no_namesake():
 
     assert server.run(lambda kube: kube.apply_status(body)) is None
     assert len(server.seen) == 1 and server.seen[0][1].startswith("/api/v1/namespaces/n/pods/p/status?")
+
+
+def test_a_server_that_is_away_is_waited_for_and_one_that_refuses_is_not():
+    answers = [KubeError("away", 0), KubeError("busy", 429), KubeError("starts", 503), "here"]
+
+    async def ask():
+        answer = answers.pop(0)
+        if isinstance(answer, KubeError):
+            raise answer
+        return answer
+
+    assert asyncio.run(answered(ask, 0.0)) == "here"
+    answers[:] = [KubeError("no", 403)]
+    with pytest.raises(KubeError, match="no"):
+        asyncio.run(answered(ask, 0.0))
+
+
+def test_watches_are_never_given_up():
+    for _ in range(2):
+        pauses = iter(kopf_settings({}).networking.error_backoffs)
+        found = [next(pauses) for _ in range(1000)]
+        assert found[0] < 1 and set(found[20:]) == {30.0}
