@@ -25,7 +25,7 @@ from ensemble_operator.controller.decision import OVERVIEW, Decision, Overview
 from ensemble_operator.controller.edition_record import EditionRecord
 from ensemble_operator.controller.kube import Kube, KubeError, answered
 from ensemble_operator.controller.metrics import Metrics
-from ensemble_operator.controller.profiling import Profiling, Waiting, place_of
+from ensemble_operator.controller.profiling import Place, Profiling, Waiting, carry_out
 from ensemble_operator.controller.records import COMPONENT, ChildRecord, EnsembleRecord, OwnPod
 from ensemble_operator.controller.reporting import Reporter
 from ensemble_operator.controller.resources import (
@@ -295,10 +295,9 @@ class Loop:
             now = changes(record, ensemble, scene.decision, scene.there, self._pod_settings, moment)
         self._due[uid] = time.monotonic() + now.progress.due if now.progress.due is not None else math.inf
         problem: str | None = None
-        complete = True
+        complete = written = True
         try:
             complete = await self._carry_out(scene, now, allowance)
-            self._backoff.worked(uid)
         except KubeError as error:
             problem = str(error)
             self._metrics.errors.labels("ensemble").inc()
@@ -312,10 +311,12 @@ class Loop:
             self._metrics.errors.labels("status").inc()
             self._backoff.failed(uid, str(error), time.monotonic())
             _log.warning("cannot write the status: %s", error, extra=_about(record, scene.decision))
-            complete = False
+            written = False
         self._done.pop(uid, None)
-        if complete and problem is None:
-            self._done[uid] = scene
+        if problem is None and written:
+            self._backoff.worked(uid)
+            if complete:
+                self._done[uid] = scene
 
     async def _carry_out(self, scene: Scene, now: Changes, allowance: Allowance) -> bool:
         """Apply and delete; whether all of it could be done in this cycle."""
@@ -351,19 +352,20 @@ class Loop:
             if scene.decision.missing
         ]
         actions = self._profiling.actions(waiting, self._cache, self._pod_settings, time.monotonic())
-        for body in actions.apply:
-            try:
-                await self._writer.apply(body)
-            except KubeError as error:
-                self._metrics.errors.labels("profiling").inc()
-                self._profiling.refused(place_of(body), str(error), time.monotonic())
-        if self._first:
-            return
-        for deletion in actions.delete[: allowance.take(len(actions.delete))]:
-            if deletion.lost:
-                _log.warning("gives up pod %s/%s: its node is away", deletion.namespace, deletion.name)
-            at = deletion.resource, deletion.namespace, deletion.name, deletion.uid
-            await self._writer.delete(*at, at_once=deletion.lost)
+        await carry_out(actions, self._writer, self._unmeasured, self._rests, None if self._first else allowance)
+
+    def _rests(self, place: Place) -> bool:
+        """Whether something of a measurement was refused, and its pause is not over."""
+        return self._backoff.waits(("profiling", *place), time.monotonic())
+
+    def _unmeasured(self, place: Place, error: KubeError, *, pod: bool) -> None:
+        """Something of a measurement was refused; it is tried again after a pause, which for a pod itself is long."""
+        self._metrics.errors.labels("profiling").inc()
+        _log.warning("cannot measure: %s", error, extra={"pod": "/".join(place)})
+        if pod:
+            self._profiling.refused(place, str(error), time.monotonic())
+        else:
+            self._backoff.failed(("profiling", *place), str(error), time.monotonic())
 
     def _ensemble(self, record: EnsembleRecord, decision: Decision) -> InferenceEnsemble:
         """The ensemble as it is carried out: as it is written, or as it was before a change that was given up."""

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ensemble_operator.api.ensemble import InferenceEnsemble
+from ensemble_operator.controller.allowance import Allowance
 from ensemble_operator.controller.backoff import Backoff
 from ensemble_operator.controller.cache import Cache
 from ensemble_operator.controller.decision import Decision
+from ensemble_operator.controller.kube import KubeError
 from ensemble_operator.controller.measuring import pod_of
 from ensemble_operator.controller.records import COMPONENT, URI, ChildRecord, EnsembleRecord, OwnPod
 from ensemble_operator.controller.resources import CONFIG_MAPS, NODES, PODS, PROFILES, TEMPLATES, Resource
+from ensemble_operator.controller.writing import Writer
 from ensemble_operator.inventory.node_record import NodeRecord
 from ensemble_operator.manifests import labels
 from ensemble_operator.manifests.profiling import measured, profiling_objects
 from ensemble_operator.manifests.settings import PodSettings
 from ensemble_operator.profiles.profile import Profile
+
+_log = logging.getLogger(__name__)
 
 _MIB = 2**20
 _FIRST_PAUSE, _LONGEST_PAUSE = 30.0, 3600.0
@@ -25,6 +31,13 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 30.0, 3600.0
 Object = dict[str, Any]
 Place = tuple[str, str]
 """Namespace and name of a profiling pod."""
+
+
+class Refused(Protocol):
+    """Told what the API server refused of a measurement."""
+
+    def __call__(self, place: Place, error: KubeError, *, pod: bool) -> None:
+        """`pod`: whether its pod, or what that needs, could not be made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +63,10 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """What to do now: first apply, then delete."""
+    """What to do now: first keep, then apply, then delete."""
 
+    keep: tuple[tuple[Place, Object], ...]
+    """ModelProfiles, each with the pod that measured it."""
     apply: tuple[Object, ...]
     delete: tuple[Removed, ...]
 
@@ -86,6 +101,7 @@ class Profiling:
         }
         wanted, apply = self._wanted(waiting, there, settings)
         nodes = {name: node for (_, name), node in cache.all(NODES).items()}
+        keep: list[tuple[Place, Object]] = []
         delete: list[Removed] = []
         for place, pod in sorted(there.items()):
             if _lost(pod, nodes):
@@ -97,8 +113,7 @@ class Profiling:
             if pod.deleting:
                 continue
             if pod.phase in ("Succeeded", "Failed"):
-                found = self._results(place, pod, wanted.get(place), now)
-                apply += found
+                keep += [(place, body) for body in self._results(place, pod, wanted.get(place), now)]
             elif place in wanted:
                 continue
             delete.append(Removed(PODS, *place, pod.uid))
@@ -107,7 +122,7 @@ class Profiling:
                 if _is_profilers(child) and place not in there and place not in wanted:
                     seen = cache.get(resource, *place)
                     delete += [Removed(resource, *place, seen.uid)] if seen is not None else []
-        return Actions(tuple(apply), tuple(delete))
+        return Actions(tuple(keep), tuple(apply), tuple(delete))
 
     def _wanted(
         self, waiting: Iterable[Waiting], there: Mapping[Place, OwnPod], settings: PodSettings
@@ -207,6 +222,46 @@ def _is_profilers(child: ChildRecord) -> bool:
     return child.component == labels.PROFILER and not child.deleting
 
 
-def place_of(body: Object) -> Place:
-    """Namespace and name of an object."""
-    return body["metadata"]["namespace"], body["metadata"]["name"]
+async def carry_out(
+    actions: Actions,
+    writer: Writer,
+    refused: Refused,
+    rests: Callable[[Place], bool],
+    allowance: Allowance | None = None,
+) -> None:
+    """Do it; whatever is refused, the rest is done.
+
+    Args:
+        actions: What to do.
+        writer: Writes.
+        refused: Told of each refusal.
+        rests: Whether something of a measurement was refused, and is not to be tried again yet.
+        allowance: How much may be deleted; None: nothing.
+    """
+    unkept: set[Place] = set()
+    for place, body in actions.keep:
+        if rests(place):
+            continue
+        try:
+            await writer.apply(body)
+        except KubeError as error:
+            unkept.add(place)  # its pod keeps what it has measured until that is written
+            refused(place, error, pod=False)
+    for body in actions.apply:
+        try:
+            await writer.apply(body)
+        except KubeError as error:
+            refused((body["metadata"]["namespace"], body["metadata"]["name"]), error, pod=True)
+    if allowance is None:
+        return
+    places = {(removed.namespace, removed.name) for removed in actions.delete}
+    held = unkept | {place for place in places if rests(place)}
+    wanted = [removed for removed in actions.delete if (removed.namespace, removed.name) not in held]
+    for removed in wanted[: allowance.take(len(wanted))]:
+        if removed.lost:
+            _log.warning("gives up pod %s/%s: its node is away", removed.namespace, removed.name)
+        at = removed.resource, removed.namespace, removed.name, removed.uid
+        try:
+            await writer.delete(*at, at_once=removed.lost)
+        except KubeError as error:
+            refused((removed.namespace, removed.name), error, pod=False)
