@@ -206,7 +206,12 @@ class Loop:
         waiting.sort(key=lambda scene: self._acted.get(scene.record.uid, 0.0))
         until = time.monotonic() + _ACTING_SECONDS
         await gathered(_AT_ONCE, (self._guarded(scene, allowance, until) for scene in waiting))
-        await self._measure(scenes, allowance)
+        try:
+            await self._measure(scenes, allowance)
+        except Exception as error:  # it costs no ensemble that serves anything
+            self._metrics.errors.labels("unexpected").inc()
+            self._backoff.failed("measuring", repr(error), time.monotonic())
+            _log.exception("an unexpected failure")
         if self._first or allowance.short:
             self.poke()
         self._first = False
@@ -379,13 +384,7 @@ class Loop:
     def _forget(self) -> None:
         """Let go of what belonged to ensembles that are gone."""
         alive = {record.uid for record in self._cache.all(ENSEMBLES).values()}
-        memories: tuple[dict[str, Any], ...] = (
-            self._done,
-            self._acted,
-            self._due,
-            self._parsed,
-            self._observed,
-        )
+        memories: tuple[dict[str, Any], ...] = self._done, self._acted, self._due, self._parsed, self._observed
         for memory in memories:
             for uid in memory.keys() - alive:
                 del memory[uid]

@@ -51,8 +51,9 @@ class Writer:
             KubeError: It is refused.
         """
         answer = await self._kube.delete(resource, namespace, name, uid, at_once=at_once)
-        if answer is not None and answer.get("metadata", {}).get("deletionTimestamp"):
-            self._cache.observe(resource, answer)
+        left = answer.get("metadata", {}) if answer is not None else {}
+        if "deletionTimestamp" in left and "resourceVersion" in left:  # of what is gone there is no version
+            self._cache.observe(resource, answer or {})
         else:
             self._cache.drop(resource, namespace, name, uid)
         self._changed()
