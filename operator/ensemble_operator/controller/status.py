@@ -163,7 +163,7 @@ def _profiled(decision: Decision) -> Aspect:
         told = "; ".join(f"{_measuring(m)}: {m.trouble}" for m in stuck)
         return Aspect(kind, "False", _word(stuck[0].trouble or ""), told[:_LONGEST])
     waits = ", ".join(f"{m.member} on {m.want[1]}" for m in decision.missing)
-    if not any(m.device or m.measuring for m in decision.missing) and not decision.plans:
+    if not any(m.device or m.measuring for m in decision.missing):
         return Aspect(kind, "False", "NoDeviceToMeasureOn", f"no device is free to measure {waits}")
     return Aspect(kind, "False", "Profiling", f"measures {waits}")
 

@@ -130,6 +130,11 @@ def test_the_same_state_gives_the_same_status_and_times_stay_until_a_condition_t
             ("False", "Profiling"),
         ),
         (
+            replace(DECISION, missing=(Missing((DIGEST, "T4", "FP32"), "a", None),)),
+            "Profiled",
+            ("False", "NoDeviceToMeasureOn"),
+        ),
+        (
             replace(DECISION, plans={}, missing=(Missing((DIGEST, "T4", "FP32"), "a", None, "404"),)),
             "Profiled",
             ("False", "ProfilingFailed"),
