@@ -11,7 +11,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -55,6 +55,8 @@ class Observer:
         self._cache, self._tell, self._port = cache, tell, port
         self._backoff = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         self._sights: dict[str, Sight] = {}
+        self._told: set[str] = set()
+        """The ensembles of which something was told last."""
 
     async def run(self) -> None:
         """Ask until cancelled."""
@@ -87,8 +89,11 @@ class Observer:
         for pod in pods.values():
             if pod.owner is not None and pod.uid in self._sights:
                 by_owner[pod.owner].append((pod, self._sights[pod.uid]))
+        for owner in self._told - by_owner.keys():
+            self._tell(owner, Observed())
         for owner, sights in by_owner.items():
             self._tell(owner, seen_together(sights))
+        self._told = set(by_owner)
 
     async def _ask(self, session: aiohttp.ClientSession, name: str, pod: OwnPod) -> None:
         root = f"http://{pod.address}:{self._port}/v2"
@@ -106,6 +111,8 @@ class Observer:
             rows = float(sum(entry["inference_count"] for entry in stats["model_stats"]))
         except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError, AttributeError) as error:
             self._backoff.failed(pod.uid, str(error), time.monotonic())
+            if before is not None:
+                self._sights[pod.uid] = replace(before, rate=None)
             _log.debug("pod %s does not tell: %r", name, error)
             return
         self._backoff.worked(pod.uid)

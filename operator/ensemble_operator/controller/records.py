@@ -132,9 +132,15 @@ class ChildRecord:
 
 
 def record_of(resource: Resource, body: Body) -> object | None:
-    """What to keep of an object; None where it is of no interest."""
+    """What to keep of an object; None where it is of no interest, or cannot be read."""
     reader = _READERS.get(resource)
-    return reader(body) if reader else None
+    try:
+        return reader(body) if reader else None
+    except (LookupError, TypeError, ArithmeticError, ValueError, AttributeError) as error:
+        # Whatever one object says, the others are there.
+        name = "/".join(filter(None, (body["metadata"].get("namespace"), body["metadata"]["name"])))
+        _log.warning("%s %s is passed over, for it cannot be read: %r", resource.kind, name, error)
+        return None
 
 
 def canonical(value: object) -> str:

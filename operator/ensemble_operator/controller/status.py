@@ -33,6 +33,7 @@ _WISHED: Mapping[ConditionType, Said] = {
 
 _DIGITS = 4
 _LONGEST = 4096
+_ROWS = 4096  # the CRD permits no more, and would refuse the status as a whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +158,11 @@ def _profiled(decision: Decision) -> Aspect:
     failed = [m for m in decision.missing if m.given_up is not None]
     if failed:
         told = "; ".join(f"{_measuring(m)}: {m.given_up}" for m in failed)
-        return Aspect(kind, "False", "ProfilingFailed", told[:_LONGEST])
+        return Aspect(kind, "False", "ProfilingFailed", told)
     stuck = [m for m in decision.missing if m.trouble is not None]
     if stuck:
         told = "; ".join(f"{_measuring(m)}: {m.trouble}" for m in stuck)
-        return Aspect(kind, "False", _word(stuck[0].trouble or ""), told[:_LONGEST])
+        return Aspect(kind, "False", _word(stuck[0].trouble or ""), told)
     waits = ", ".join(f"{m.member} on {m.want[1]}" for m in decision.missing)
     if not any(m.device or m.measuring for m in decision.missing):
         return Aspect(kind, "False", "NoDeviceToMeasureOn", f"no device is free to measure {waits}")
@@ -304,7 +305,7 @@ def _timed(
             "type": a.type.value,
             "status": a.status,
             "reason": a.reason,
-            "message": a.message,
+            "message": a.message[:_LONGEST],
             "observedGeneration": generation,
             "lastTransitionTime": old[a.type.value]["lastTransitionTime"]
             if a.type.value in old and old[a.type.value]["status"] == a.status
@@ -368,7 +369,7 @@ def _matrix(view: View) -> list[dict[str, Any]]:
             uuid = device.uuid or _uuid(view, copy, device.node, device.name)
             row |= {"uuid": uuid} if uuid else {}
             row["cells"].append({"member": member, "batchSize": batch})
-    return [rows[key] for key in sorted(rows)]
+    return [rows[key] for key in sorted(rows)][:_ROWS]
 
 
 def _uuid(view: View, copy: int, node: str, device: str) -> str | None:

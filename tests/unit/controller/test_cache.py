@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ensemble_operator.controller.cache import Cache
-from ensemble_operator.controller.resources import SERVICES
+from ensemble_operator.controller.resources import NODES, SERVICES
 
 
 def read(_, body):
@@ -71,3 +71,16 @@ def test_the_end_is_the_same_in_whatever_order_watch_and_list_arrive(order, list
         cache.observe(SERVICES, body) if kind == "seen" else cache.forget(SERVICES, body)
 
     assert cache.all(SERVICES) == {}
+
+
+def test_one_object_that_cannot_be_read_hides_no_other(caplog):
+    def node(name, cpu):
+        return {
+            "metadata": {"name": name, "uid": name, "resourceVersion": "1"},
+            "status": {"allocatable": {"cpu": cpu}},
+        }
+
+    cache = Cache()
+
+    assert cache.replace(NODES, [node("odd", "1.2.3"), node("good", "2")], 2)
+    assert list(cache.all(NODES)) == [("", "good")] and "Node odd is passed over" in caplog.text

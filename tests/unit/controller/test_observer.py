@@ -7,6 +7,7 @@ from aiohttp import web
 from ensemble_operator.controller.cache import Cache
 from ensemble_operator.controller.observer import Observer
 from ensemble_operator.controller.resources import PODS
+from ensemble_operator.controller.status import Observed
 
 
 def pod(name, ready="True"):
@@ -78,6 +79,29 @@ def test_it_tells_the_gpu_behind_each_slot_and_the_rows_that_were_served():
     (_, first), (owner, second) = told
     assert owner == "owner" and second.uuids == {("one", "gpu0"): "GPU-1"}
     assert first.rate is None and 0 < second.rate <= 1000 / 0.05
+
+
+def test_what_no_pod_tells_any_more_is_not_told_either():
+    told = []
+
+    async def scene():
+        cache = Cache()
+        cache.observe(PODS, pod("one"))
+        async with Runtime() as runtime:
+            observer = Observer(cache, lambda _, seen: told.append(seen), runtime.port)
+
+            async def serve():
+                runtime.rows += 1000
+                await asyncio.sleep(0.05)
+
+            await look(observer, 2, serve)
+        await look(observer, 1, lambda: asyncio.sleep(0))
+        cache.forget(PODS, pod("one"))
+        await look(observer, 2, lambda: asyncio.sleep(0))
+
+    asyncio.run(scene())
+    uuids = {("one", "gpu0"): "GPU-1"}
+    assert told[1].rate > 0 and told[2:] == [Observed(uuids), Observed()]
 
 
 @pytest.mark.parametrize("ready", ["True", "False"])

@@ -115,6 +115,14 @@ def test_the_same_state_gives_the_same_status_and_times_stay_until_a_condition_t
     assert notices(first, first) == []
 
 
+def test_a_status_stays_within_what_the_crd_permits():
+    many = dict.fromkeys(range(5000), plan())
+    written = status(view(replace(DECISION, plans=many, waiting="no" * 5000)), {}, NOW)
+
+    assert len(written["matrix"]) == 4096
+    assert all(len(c["message"]) <= 4096 for c in written["conditions"])
+
+
 @pytest.mark.parametrize(
     ("decision", "condition", "expected"),
     [
