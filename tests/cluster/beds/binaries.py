@@ -21,11 +21,16 @@ from pathlib import Path
 MODULES = Path(__file__).parent.parent / "binaries"
 SOURCES = Path(__file__).parent.parent
 MINIMUM_GO = (1, 26)
+CONTAINERD = ("containerd", "containerd-shim-runc-v2", "ctr")
 KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl", "kubelet", "kube-proxy")
 CONTROL_PLANE = ("etcd", *KUBERNETES[:4])
+# Debian's containerd, 1.6, knows no CDI, by which claimed devices come into containers.
 INSTALLABLE = {
     "kwok": ("sigs.k8s.io/kwok/cmd/kwok", "v0.8.0"),
     "helm": ("helm.sh/helm/v4/cmd/helm", "v4.3.1"),
+    "containerd": ("github.com/containerd/containerd/v2/cmd/containerd", "v2.2.9"),
+    "containerd-shim-runc-v2": ("github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2", "v2.2.9"),
+    "ctr": ("github.com/containerd/containerd/v2/cmd/ctr", "v2.2.9"),
     "coredns": ("github.com/coredns/coredns", "v1.15.0"),
     "kubeconform": ("github.com/yannh/kubeconform/cmd/kubeconform", "v0.8.0"),
     "promtool": ("github.com/prometheus/prometheus/cmd/promtool", "v0.316.0"),

@@ -19,10 +19,10 @@ if __name__ == "__main__":
 from beds import binaries, images
 
 MARK = "ENSEMBLES_ENCLOSED"
-PROGRAMS = (*binaries.CONTROL_PLANE, "kubelet", "kube-proxy", "coredns", "helm", *binaries.OWN)
+NODE = (*binaries.CONTAINERD, "kubelet", "kube-proxy", "coredns")
+PROGRAMS = (*binaries.CONTROL_PLANE, *NODE, "helm", *binaries.OWN)
 PACKAGES = {
     "buildah": "buildah",
-    "containerd": "containerd",
     "debootstrap": "debootstrap",
     "gcc": "gcc",
     "ip": "iproute2",

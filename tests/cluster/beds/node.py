@@ -62,9 +62,11 @@ class Node:
         # Not by pid: every enclosure counts its processes from 1, and they share the machine's cgroups.
         self._cgroup = f"ensembles-{secrets.token_hex(4)}-{place.name}"
         self.folder.mkdir(parents=True)
-        self._write_configuration()
+        self._client = binaries["ctr"]
+        self._write_configuration(binaries["containerd-shim-runc-v2"])
         self._holder = Program("namespace", [*self._unshare()], self.folder / "namespace.log")
-        self.containerd = self._program("containerd", ["containerd", "--config", self.folder / "containerd.toml"])
+        configuration = self.folder / "containerd.toml"
+        self.containerd = self._program("containerd", [binaries["containerd"], "--config", configuration])
         self.kubelet = self._program("kubelet", [binaries["kubelet"], *self._kubelet_flags()])
         driver, flags = self._gpu_driver()
         self.gpus = self._program(driver, [binaries[driver], *flags])
@@ -151,9 +153,9 @@ class Node:
         offered = self.plane.admin.get(f"/api/v1/nodes/{self.name}")["status"]["allocatable"]
         return int(str(offered.get(resource, 0)).removesuffix("Ki"))
 
-    def prepared(self) -> list[dict[str, Any]]:
+    def prepared(self) -> list[Path]:
         """The CDI specifications that the DRA driver has written, one for each claim of a pod here."""
-        return [json.loads(file.read_text()) for file in (self.folder / "cdi").glob("claim-*.json")]
+        return list((self.folder / "cdi").glob("claim-*.json"))
 
     def break_gpus(self, *uuids: str) -> None:
         """The device plugin reports these GPUs as unhealthy from now on, and all others as healthy."""
@@ -220,7 +222,7 @@ class Node:
         )
 
     def _ctr_command(self, *arguments: str) -> list[str]:
-        return self.within("ctr", "--address", self.socket, "--namespace", "k8s.io", *arguments)
+        return self.within(self._client, "--address", self.socket, "--namespace", "k8s.io", *arguments)
 
     def _ctr(self, *arguments: str) -> None:
         subprocess.run(self._ctr_command(*arguments), capture_output=True, check=True)
@@ -246,8 +248,8 @@ class Node:
 
         wait_for(gone, f"the end of all containers of {self.name}")
 
-    def _write_configuration(self) -> None:
-        (self.folder / "containerd.toml").write_text(_CONTAINERD.format(folder=self.folder, pause=PAUSE))
+    def _write_configuration(self, shim: Path) -> None:
+        (self.folder / "containerd.toml").write_text(_CONTAINERD.format(folder=self.folder, pause=PAUSE, shim=shim))
         network = self.folder / "cni"
         network.mkdir()
         ipam = {
@@ -314,7 +316,7 @@ def _make_cgroup(group: Path) -> None:
 
 
 _CONTAINERD = """
-version = 2
+version = 3
 root = "{folder}/containerd/root"
 state = "{folder}/containerd/state"
 
@@ -324,20 +326,31 @@ address = "{folder}/containerd.sock"
 [plugins."io.containerd.internal.v1.opt"]
 path = "{folder}/containerd/opt"
 
+[plugins."io.containerd.nri.v1.nri"]
+disable = true
+
 [plugins."io.containerd.grpc.v1.cri"]
-sandbox_image = "{pause}"
-restrict_oom_score_adj = true
 stream_server_address = "127.0.0.1"
 stream_server_port = "0"
 
-[plugins."io.containerd.grpc.v1.cri".containerd]
+[plugins."io.containerd.cri.v1.images"]
 snapshotter = "overlayfs"
+
+[plugins."io.containerd.cri.v1.images".pinned_images]
+sandbox = "{pause}"
+
+[plugins."io.containerd.cri.v1.runtime"]
+restrict_oom_score_adj = true
+cdi_spec_dirs = ["{folder}/cdi"]
+
+[plugins."io.containerd.cri.v1.runtime".containerd]
 default_runtime_name = "runc"
 
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
+runtime_path = "{shim}"
 
-[plugins."io.containerd.grpc.v1.cri".cni]
-bin_dir = "/usr/lib/cni"
+[plugins."io.containerd.cri.v1.runtime".cni]
+bin_dirs = ["/usr/lib/cni"]
 conf_dir = "{folder}/cni"
 """

@@ -1,12 +1,14 @@
-"""GPUs that break, and ensembles that compete for them. Nobody has them: pods come as far as to where CUDA computes."""
+"""GPUs: offered or claimed, broken, competed for. Nobody has them: pods come as far as to where CUDA computes."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from beds.images import RUNTIME
 from beds.machines import Machines
 from beds.operating import A100
 from beds.processes import wait_for
@@ -14,6 +16,12 @@ from beds.served import Served
 
 pytestmark = pytest.mark.timeout(600)  # the first test brings the cluster up
 NODE = "node-3"
+NO_CUDA = "this ONNX Runtime has no CUDA"
+LOOK = """
+import json
+from ensemble_runtime.devices.nvidia import gpus
+print(json.dumps([gpu.uuid for gpu in gpus()]))
+"""
 Make = Callable[..., Served]
 
 
@@ -42,14 +50,14 @@ def given(ensemble: Served, count: int) -> dict[str, list[str]]:
     return gpus(ensemble)
 
 
-def told(ensemble: Served, *words: str) -> None:
+def told(ensemble: Served, words: str) -> None:
     """Wait until the condition says so."""
 
     def said() -> str:
         return ensemble.space.condition(ensemble.name, "Degraded")[2]
 
     try:
-        wait_for(lambda: all(each in said() for each in words), f"{words}", 60)
+        wait_for(lambda: words in said(), words, 60)
     except TimeoutError as error:
         raise TimeoutError(f"{error}; it says {said()}") from None
 
@@ -59,7 +67,7 @@ def test_a_pod_sees_its_own_gpu_and_another_takes_its_place_when_that_breaks(mac
     one = on_gpus(served, "one")
     before = given(one, 1)
     ((own,),) = before.values()
-    told(one, "container runtime ended with 69: ", "gpu0: this ONNX Runtime has no CUDA")
+    told(one, f"container runtime ended with 69: gpu0: {NO_CUDA}")
     (row,) = one.space.status(one.name)["matrix"]
     assert (row["node"], row["device"], row["type"], row["source"]) == (NODE, "gpu0", A100, "Labels")
     node.break_gpus(own)
@@ -72,6 +80,52 @@ def test_a_pod_sees_its_own_gpu_and_another_takes_its_place_when_that_breaks(mac
     finally:
         node.break_gpus()
         wait_for(lambda: node.allocatable("nvidia.com/gpu") == 2, "both GPUs back")
+
+
+def test_a_pod_sees_the_gpu_that_it_claimed(machines: Machines, served: Make) -> None:
+    """By UUID, from ResourceSlices; the driver that has prepared the claim brings it into the container by CDI."""
+    node = machines.add(claims=True)
+    here = {"nodeSelector": {"kubernetes.io/hostname": node.name}, "devicePinning": "Strict"}
+    claiming = served("claiming", 1, devices={"kinds": ["GPU"], "max": 1}, placement=here)
+    claiming.profiles(A100, memory_mib=1024)
+    claiming.apply()
+    told(claiming, f"container runtime ended with 69: gpu-0: {NO_CUDA}")
+    (pod,) = claiming.pods()
+    (device,) = json.loads(pod["metadata"]["annotations"]["ensembles.dev/devices"])
+    assert pod["spec"]["nodeName"] == node.name and device["uuid"] in node.place.gpus
+    (row,) = claiming.space.status(claiming.name)["matrix"]
+    assert (row["node"], row["device"], row["type"], row["source"]) == (node.name, "gpu-0", A100, "ResourceSlices")
+    (other,) = set(node.place.gpus) - {device["uuid"]}
+    assert seen_by_a_claim(machines, claiming.space.namespace) == [other], "the ensemble holds the first"
+    claiming.delete()
+    wait_for(lambda: not node.prepared(), "the claims given back")
+    machines.remove(node.name)
+
+
+def seen_by_a_claim(machines: Machines, namespace: str) -> list[str]:
+    """UUIDs of the GPUs that NVML shows in a pod that claims any one."""
+    plane, meta = machines.plane, {"name": "look", "namespace": namespace}
+    request = {"name": "gpu", "exactly": {"deviceClassName": "gpu.nvidia.com"}}
+    claim = {"apiVersion": "resource.k8s.io/v1", "kind": "ResourceClaim", "metadata": meta}
+    plane.admin.create(claim | {"spec": {"devices": {"requests": [request]}}})
+    container = {
+        "name": "look",
+        "image": RUNTIME,
+        "command": ["python", "-c", LOOK],
+        "resources": {"claims": [{"name": "gpu"}]},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    spec = {
+        "containers": [container],
+        "resourceClaims": [{"name": "gpu", "resourceClaimName": "look"}],
+        "restartPolicy": "Never",
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+    }
+    plane.admin.create({"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec})
+    plane.kubectl("wait", "pod/look", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=50s", namespace=namespace)
+    found: list[str] = json.loads(plane.kubectl("logs", "look", namespace=namespace))
+    plane.kubectl("delete", "pod/look", "resourceclaim/look", namespace=namespace)
+    return found
 
 
 def test_priority_takes_gpus_the_loser_says_so_and_gets_them_back(machines: Machines, served: Make) -> None:

@@ -122,8 +122,7 @@ def test_a_killed_node_is_noticed_and_comes_back(machines: Machines) -> None:
     wait_for(lambda: not node.ready(), f"{node.name} not ready", PATIENCE)
     node.start([])
     assert node.ready()
-    node.kill()
-    machines.plane.admin.delete(f"/api/v1/nodes/{node.name}")
+    machines.remove(node.name)
 
 
 def test_nothing_leads_out_of_the_enclosure(machines: Machines, room: str) -> None:

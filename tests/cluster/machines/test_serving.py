@@ -14,7 +14,6 @@ from beds.client import Manifest
 from beds.cluster import Cluster
 from beds.machines import Machines
 from beds.models import CLASSIFIERS, COLUMNS, member
-from beds.processes import wait_for
 from beds.served import Served
 
 pytestmark = pytest.mark.timeout(600)  # the first test brings the cluster up
@@ -99,23 +98,3 @@ def test_an_operator_of_one_namespace_serves(cluster: Cluster, serving: Served, 
         small.delete()
         scoped.helm("uninstall", "scoped")
     assert not load.failures, load.summary()
-
-
-def test_an_ensemble_claims_the_gpu_of_its_plan(machines: Machines, served: Callable[..., Served]) -> None:
-    """Up to the claim that the driver has prepared for the pod on its node: by UUID, from ResourceSlices."""
-    node = machines.add(claims=True)
-    here = {"nodeSelector": {"kubernetes.io/hostname": node.name}, "devicePinning": "Strict"}
-    claiming = served("claiming", 1, devices={"kinds": ["GPU"], "max": 1}, placement=here)
-    claiming.profiles("NVIDIA-A100-SXM4-40GB", memory_mib=1024)
-    claiming.apply()
-    claiming.wait("Planned")
-    wait_for(lambda: bool(node.prepared()), "the claim prepared")
-    (pod,) = claiming.pods()
-    (device,) = json.loads(pod["metadata"]["annotations"]["ensembles.dev/devices"])
-    (specification,) = node.prepared()
-    (edits,) = [one["containerEdits"] for one in specification["devices"]]
-    assert f"NVIDIA_VISIBLE_DEVICES={device['uuid']}" in edits["env"]
-    assert device["uuid"] in node.place.gpus and pod["spec"]["nodeName"] == node.name
-    claiming.delete()
-    wait_for(lambda: not node.prepared(), "the claim given back")
-    machines.remove(node.name)
