@@ -18,6 +18,8 @@ from ensemble_runtime.gateway.inference import INLINE_BYTES, Exchange, Inference
 from ensemble_runtime.gateway.refusal import Reason, RefusedError, busy, internal, too_slow
 
 SCRATCH_BYTES = 262_144
+FIRST_BYTES = 8_192
+"""Read at once where a request is to begin: a small one whole, of a large one little that has to be copied."""
 HELD_BYTES = 65_536
 """A connection's bytes that wait for an answer to go out first; beyond, it is not read from."""
 
@@ -61,6 +63,7 @@ class Entrance:
         self.connections: set[FastLane] = set()
         self.scratch = bytearray(SCRATCH_BYTES)
         self.scratch_view = memoryview(self.scratch)
+        self.first_view = self.scratch_view[:FIRST_BYTES]
         self.tick = 0
         self.leaving = leaving
         self.draining = False
@@ -146,7 +149,7 @@ class FastLane(asyncio.BufferedProtocol):
         if self._state == _BODY and (room := self._exchange.room()) is not None:
             self._direct = True
             return room
-        return self._entrance.scratch_view
+        return self._entrance.scratch_view if self._state == _BODY else self._entrance.first_view
 
     def buffer_updated(self, count: int) -> None:
         """So many bytes came."""

@@ -50,6 +50,7 @@ REASONS = {
 
 # Bits of a request's flags, written by the gateway.
 ACTIVE, CANCELLED, DISAGREE, INDIVIDUAL = 1, 2, 4, 8
+HURRIED = 16  # a deadline, at which an answer of some members is enough
 # Phases of a request, written by the gateway.
 OPEN, ANSWERED = 0, 1
 
@@ -130,8 +131,7 @@ class Arena:
 
         # The request table. The gateway writes all of it (the supervisor, once it has died) but `used`, the two
         # counters, which the combiner takes down, and `output_shapes`, which it clears and cells write.
-        self.generation = self._cut.array((slots,), "u4")
-        """The how manyth request to be sent to the members a slot holds; from 1, and around."""
+        self.generation = self._cut.array((slots,), "u4")  # counts the requests that were sent to the members
         self.base = self._cut.array((slots,), "u4")
         self.row_count = self._cut.array((slots,), "u4")
         self.flags = self._cut.array((slots,), "u4")
@@ -257,11 +257,12 @@ class Ring:
     It cannot: entries in flight are never more than rows in flight, each entry having a row of its own.
     """
 
-    __slots__ = ("_ends", "_entries", "_mask", "_rows", "table")
+    __slots__ = ("_ends", "_entries", "_mask", "_rows", "_slots", "table")
 
     def __init__(self, ends: memoryview, entries: memoryview, capacity: int) -> None:
         self._ends = ends
         self._entries = entries
+        self._slots = entries.cast("I")[::4]
         self._rows = entries.cast("I")[2::4]
         self.table: NDArray[np.uint32] = np.frombuffer(entries, "u4").reshape(capacity, 4)
         self._mask = capacity - 1
@@ -304,6 +305,10 @@ class Ring:
             self._entries[begin:] = blob[:first]
             self._entries[: end - len(self._entries)] = blob[first:]
         self._ends[8] = tail + count
+
+    def first_slot(self) -> int:
+        """The request slot of the first entry."""
+        return self._slots[self._ends[0] & self._mask]
 
     def rows(self, count: int) -> list[int]:
         """The rows of each of the first `count` entries."""

@@ -12,30 +12,26 @@ import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ensemble_runtime.config import RuntimeConfig
 from ensemble_runtime.pipeline.arena import (
     ACTIVE,
     ANSWERED,
-    ARRIVED,
     CANCELLED,
     DISAGREE,
     ENTRY_BYTES,
+    HURRIED,
     INDIVIDUAL,
-    MISSHAPEN,
     OPEN,
-    RAISED,
-    REASONS,
     SKIPPED,
-    UNREACHED,
     Arena,
 )
 from ensemble_runtime.pipeline.entries import ENTRY, segments
 from ensemble_runtime.pipeline.health import HealthReader, queued_rows
 from ensemble_runtime.pipeline.intake import HIGH, NORMAL
-from ensemble_runtime.pipeline.judging import CANCEL, DONE, DONE_PARTIAL, EXPIRE, NOTHING, TIMED_OUT
+from ensemble_runtime.pipeline.judging import CANCEL, DONE, EXPIRE, NOTHING, TIMED_OUT
 from ensemble_runtime.pipeline.leases import ENDED, WAITING, RowLease, Tensors
+from ensemble_runtime.pipeline.outcomes import Outcomes
 from ensemble_runtime.pipeline.port import (
     COMPLETE,
     Health,
@@ -43,7 +39,6 @@ from ensemble_runtime.pipeline.port import (
     Outcome,
     OverloadedError,
     RequestTooLargeError,
-    Verdict,
 )
 from ensemble_runtime.pipeline.rows import RowAllocator
 from ensemble_runtime.pipeline.wiring import Wiring, ring
@@ -57,9 +52,6 @@ _SHADOWS_SHARE = 4
 _DEAD_COMBINER_GRACE = 1.0
 """Seconds after which a deadline is said again: the combiner that was to hear it may have died."""
 
-_EXPLAINED = (RAISED, MISSHAPEN, UNREACHED)
-"""Codes for which the cell says what happened."""
-
 
 class Batcher:
     """The pipeline as the gateway sees it; see `port.Pipeline`."""
@@ -72,6 +64,7 @@ class Batcher:
         self._loop = loop
         geometry, config = arena.geometry, arena.config
         self._tensors = Tensors(arena)
+        self._outcomes = Outcomes(arena)
         self._leases: list[RowLease | None] = [None] * geometry.slots
         orphans = self._adopt()
         self._rows = RowAllocator(geometry.rows, [(lease.base, lease.rows) for lease in orphans])
@@ -147,7 +140,12 @@ class Batcher:
         _, base, row_count, flags, min_members, phase = self._table
         base[slot] = lease.base
         row_count[slot] = rows
-        flags[slot] = (DISAGREE if options.disagreement else 0) | (INDIVIDUAL if options.individually else 0)
+        hurried = options.deadline or self._patience < math.inf
+        flags[slot] = (
+            (DISAGREE if options.disagreement else 0)
+            | (INDIVIDUAL if options.individually else 0)
+            | (HURRIED if hurried else 0)
+        )
         min_members[slot] = min(options.min_members or self._needed, len(self._combined))
         phase[slot] = OPEN
         remaining, shadowed = self._counts
@@ -319,7 +317,7 @@ class Batcher:
 
     def _answer(self, lease: RowLease, verdict: int) -> None:
         done = lease.done
-        outcome = COMPLETE if verdict == DONE else self._outcome(lease, verdict)
+        outcome = COMPLETE if verdict == DONE else self._outcomes.of(lease, verdict)
         self._end(lease)
         if verdict != DONE and not lease.settled:
             # Whoever has not begun on it need not: the answer has left without them.
@@ -330,28 +328,6 @@ class Batcher:
         except Exception:
             log.exception("an answer could not be delivered")
             self.release(lease)
-
-    def _outcome(self, lease: RowLease, verdict: int) -> Outcome:
-        status = self._arena.status[:, lease.base : lease.base + lease.rows]
-        combined = self._combined if lease.asked is None else lease.asked
-        if verdict == DONE_PARTIAL:
-            used = self._arena.used[lease.slot]
-            missing = [m for m in combined if not used[m]]
-            return Outcome(Verdict.PARTIAL, {self._names[m]: self._reason(m, status[m]) for m in missing})
-        late = verdict == TIMED_OUT
-        missing = [m for m in combined if ((status[m] != ARRIVED) if late else (status[m] > ARRIVED)).any()]
-        reasons = {self._names[m]: self._reason(m, status[m]) for m in missing}
-        if not reasons:  # every member has answered, and their combination failed
-            reason = f"{REASONS[RAISED]} ({self._arena.combiner_error.get()})"
-            reasons = {"combination": REASONS[0] if late else reason}
-        return Outcome(Verdict.TIMED_OUT if late else Verdict.MEMBER_FAILED, reasons)
-
-    def _reason(self, member: int, status: NDArray[np.uint8]) -> str:
-        code = int(status.max()) if (status > ARRIVED).any() else 0
-        reason = REASONS[code]
-        texts = [self._arena.errors[cell].get() for cell in self.config.cells_of(self._names[member])]
-        detail = next((text for text in texts if text), "") if code in _EXPLAINED else ""
-        return f"{reason} ({detail})" if detail else reason
 
     # -- time ---------------------------------------------------------------------------------------------------------
 

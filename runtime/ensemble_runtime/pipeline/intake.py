@@ -23,7 +23,7 @@ Entries = NDArray[np.uint32]
 AGAIN, HIGH, NORMAL = range(3)
 
 # Words of a journal.
-_COUNT, _REPORT_TAIL, _RING, _START = range(4)
+COUNT, REPORT_TAIL, RING, START = range(4)
 
 
 class Intake:
@@ -55,7 +55,11 @@ class Intake:
 
     def waiting_rows(self) -> int:
         """Rows of the entries that nobody has taken yet."""
-        return sum(sum(ring.rows(waiting)) for ring in self._rings if (waiting := len(ring)))
+        rows = 0
+        for ring in self._rings:
+            if waiting := len(ring):
+                rows += sum(ring.rows(waiting))
+        return rows
 
     def take(self) -> int:
         """Take a fair share of what waits, up to the batch size in rows; returns how many entries are in hand now."""
@@ -93,10 +97,10 @@ class Intake:
     def _claim(self, index: int, ring: Ring, count: int) -> None:
         words, start = self._journal.words, ring.head
         ring.copy(count, self._journal.entries)
-        words[_RING] = index
-        words[_START] = start
-        words[_REPORT_TAIL] = self._reports.tail
-        words[_COUNT] = count
+        words[RING] = index
+        words[START] = start
+        words[REPORT_TAIL] = self._reports.tail
+        words[COUNT] = count
         # Before the entries leave the queue: whoever counts them as taken must count this process as busy.
         self._arena.idle[self._process] = 0
         ring.head = start + count
@@ -104,14 +108,14 @@ class Intake:
     def report(self, entries: Entries) -> None:
         """Publish what became of all that was taken; the last column holds a code for each entry."""
         self._reports.push(entries.view("u1").reshape(-1).data)
-        self._journal.words[_COUNT] = 0
+        self._journal.words[COUNT] = 0
 
     def report_arrived(self, count: int) -> None:
         """Publish that all rows of all that was taken are there."""
         report = bytearray(self._journal.entries[: count * ENTRY_BYTES])
         memoryview(report).cast("I")[3::4] = self._arrived[:count]
         self._reports.push(report)
-        self._journal.words[_COUNT] = 0
+        self._journal.words[COUNT] = 0
 
 
 def _within(rows: list[int], limit: int) -> int:
@@ -144,24 +148,24 @@ class MemberLock:
 def recover(arena: Arena, cell: int) -> Entries:
     """What a dead cell had taken and not reported; its journal is cleared. Call it with the member's lock held."""
     words = arena.journals[cell].words
-    count = words[_COUNT]
-    reported = arena.reports[cell].tail != words[_REPORT_TAIL]
+    count = words[COUNT]
+    reported = arena.reports[cell].tail != words[REPORT_TAIL]
     member = arena.config.member_of(cell)
-    taken = arena.queues[member][words[_RING]].head > words[_START]
+    taken = arena.queues[member][words[RING]].head > words[START]
     lost = count if taken and not reported else 0
     entries = np.frombuffer(arena.journals[cell].entries, "u4").reshape(-1, 4)[:lost].copy()
-    words[_COUNT] = 0
+    words[COUNT] = 0
     return entries
 
 
 def clear(journal: Journal) -> None:
     """Nothing is in hand any more."""
-    journal.words[_COUNT] = 0
+    journal.words[COUNT] = 0
 
 
 def _settle(arena: Arena, member: int, cell: int) -> None:
     """A cell died inside the lock: a claim whose entries it had not removed from the queue yet is void."""
     if cell < len(arena.journals):
         words = arena.journals[cell].words
-        if arena.queues[member][words[_RING]].head <= words[_START]:
-            words[_COUNT] = 0
+        if arena.queues[member][words[RING]].head <= words[START]:
+            words[COUNT] = 0

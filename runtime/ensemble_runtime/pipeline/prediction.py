@@ -37,6 +37,7 @@ from ensemble_runtime.pipeline.arena import (
     WARMING,
     Arena,
 )
+from ensemble_runtime.pipeline.holdups import HoldUps
 from ensemble_runtime.pipeline.intake import Entries, Intake, MemberLock
 from ensemble_runtime.pipeline.turns import Turn, shared
 from ensemble_runtime.pipeline.wiring import Wiring, linger, ring, sleep_until_rung
@@ -110,6 +111,7 @@ class _Worker:
         self._member = self._intake.member
         self._name = config.members[self._member].name
         self._combiner = wiring.combiner
+        self._hold_ups = HoldUps(arena, wiring, cell)
         self._process = arena.geometry.process_of(cell)
         self._doorbell = wiring.workers[self._process]
         self._delay = config.serving.batch_delay_ms / 1000
@@ -200,11 +202,13 @@ class _Worker:
         spent = time.monotonic_ns() - started
         counters[2] += spent
         self.brief = spent < _BRIEF * 1e9
-        if entries is None:
-            self._intake.report_arrived(count)
-        else:
+        if entries is not None:
             self._intake.report(entries)
-        ring(self._combiner)
+            ring(self._combiner)
+        else:
+            self._intake.report_arrived(count)
+            if self.brief or not self._hold_ups.all_of(words):
+                ring(self._combiner)
         self._arena.idle[self._process] = 1
 
     def _compute_all(self, count: int, words: list[int]) -> Entries | None:
@@ -220,6 +224,7 @@ class _Worker:
         if bad is None:
             return None
         entries = self._arrived(count)
+        entries = entries[entries[:, 1].argsort()]  # as they were computed
         self._mark_bad(entries, entries, bad)
         return entries
 
@@ -355,18 +360,21 @@ def rows_of(batch: Entries) -> slice | NDArray[np.integer[Any]]:
 
 
 def rows_of_words(words: list[int]) -> Rows:
-    """The same as `rows_of` from the entries' words, with numpy only where entries of many rows are scattered."""
-    firsts, counts = words[1::4], words[2::4]
-    end = firsts[0]
-    for first, count in zip(firsts, counts, strict=True):
+    """The arena's rows that entries stand for, given their words, in ascending order: a slice where they are one run.
+
+    With numpy only where entries of many rows are scattered.
+    """
+    spans = sorted(zip(words[1::4], words[2::4], strict=True))
+    begin = end = spans[0][0]
+    for first, count in spans:
         if first != end:
             break
         end += count
     else:
-        return slice(firsts[0], end)
-    if sum(counts) == len(counts):
-        return firsts
-    return rows_of(np.array(words, np.uint32).reshape(-1, 4))
+        return slice(begin, end)
+    if sum(words[2::4]) == len(spans):
+        return [first for first, _ in spans]
+    return rows_of(np.array([(0, first, count, 0) for first, count in spans], np.uint32))
 
 
 def packed(

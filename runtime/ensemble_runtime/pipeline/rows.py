@@ -5,12 +5,15 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 
+_STRIP = 16
+
 
 class RowAllocator:
     """Hands out contiguous runs of rows, first fit, and joins what comes back with its neighbours.
 
-    Single rows, the common case on the fast path, are kept on a stack of their own and reused last in, first out, while
-    their input is still in the processor's cache; they are joined again when a run asks for more than there is.
+    Single rows, the common case on the fast path, come from a strip, one after the other: requests that arrive together
+    are neighbours then, and cells read them in place. What comes back is joined when the strip is used up, and the next
+    one is the lowest that will do, so that not more rows are in use than the processor's cache may hold.
     """
 
     def __init__(self, rows: int, taken: Iterable[tuple[int, int]] = ()) -> None:
@@ -18,6 +21,8 @@ class RowAllocator:
         self.free = 0
         self._starts: list[int] = []
         self._lengths: list[int] = []
+        self._strip: list[int] = []
+        """Rows that go out next, from the end."""
         self._singles: list[int] = []
         begin = 0
         for start, count in (*sorted(taken), (rows, 0)):
@@ -27,11 +32,15 @@ class RowAllocator:
 
     def take(self, count: int) -> int | None:
         """First row of a run of `count` rows, or None if there is no such run."""
-        if count == 1 and self._singles:
+        if count == 1:
+            if not self._strip:
+                self._lay_strip()
+            if not self._strip:
+                return None
             self.free -= 1
-            return self._singles.pop()
+            return self._strip.pop()
         start = self._first_fit(count)
-        if start is None and self._singles:
+        if start is None and (self._singles or self._strip):
             self._join_singles()
             start = self._first_fit(count)
         if start is not None:
@@ -58,10 +67,23 @@ class RowAllocator:
                 return start
         return None
 
+    def _lay_strip(self) -> None:
+        self._join_singles()
+        lengths = self._lengths
+        if lengths:
+            count = min(_STRIP, max(lengths))
+            start = self._first_fit(count)
+            assert start is not None
+            self._strip = list(range(start + count - 1, start - 1, -1))
+
     def _join_singles(self) -> None:
-        singles, self._singles = self._singles, []
-        for row in singles:
-            self._insert(row, 1)
+        singles = sorted(self._singles + self._strip)
+        self._singles, self._strip = [], []
+        first = 0
+        for place in range(1, len(singles) + 1):
+            if place == len(singles) or singles[place] != singles[place - 1] + 1:
+                self._insert(singles[first], place - first)
+                first = place
 
     def _insert(self, start: int, count: int) -> None:
         starts, lengths = self._starts, self._lengths

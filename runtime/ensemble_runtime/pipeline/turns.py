@@ -45,12 +45,11 @@ class Turn:
 
     def __enter__(self) -> None:
         idle, process = self._arena.idle, self._process
-        waiting = self._gave_way
-        courteous = True
+        waiting, courteous = self._gave_way, True
         while waiting or not self._take(courteous):
             idle[process] = 0  # its device is another's: the member's cells elsewhere need leave nothing for it
-            courteous = sleep_until_rung_or(_PATIENCE, self._wiring.turns[process])
-            waiting = False
+            sleep_until_rung_or(_PATIENCE, self._wiring.turns[process])
+            waiting = courteous = False  # whoever rang has looked who is furthest behind
         idle[process] = 1
 
     def __exit__(self, *_: object) -> None:

@@ -27,6 +27,8 @@ class Wiring:
     """Further ones on which prediction processes wait for their device: new requests need not wake them there."""
     combiner: int
     gateway: int
+    sequence: int
+    """Nobody sleeps on it: cells that report ring it, for the kernel then puts them in an order."""
 
     @staticmethod
     def lay(workers: int) -> Wiring:
@@ -36,6 +38,7 @@ class Wiring:
             turns=tuple(os.eventfd(0, os.EFD_CLOEXEC) for _ in range(workers)),
             combiner=os.eventfd(0, os.EFD_CLOEXEC),
             gateway=os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK),
+            sequence=os.eventfd(0, os.EFD_CLOEXEC),
         )
 
 

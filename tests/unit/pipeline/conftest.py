@@ -213,7 +213,7 @@ def arena_of(config: RuntimeConfig) -> Iterator[tuple[Arena, Wiring]]:
     try:
         yield arena, wiring
     finally:
-        for fd in (arena.fd, *wiring.workers, *wiring.turns, wiring.combiner, wiring.gateway):
+        for fd in (arena.fd, *wiring.workers, *wiring.turns, wiring.combiner, wiring.gateway, wiring.sequence):
             os.close(fd)
 
 

@@ -21,6 +21,7 @@ from ensemble_runtime.pipeline.arena import ARRIVED, CANCELLED, MISSHAPEN, NOT_F
 from ensemble_runtime.pipeline.batching import Batcher
 from ensemble_runtime.pipeline.combiner import Combiner
 from ensemble_runtime.pipeline.disagreement import disagreement
+from ensemble_runtime.pipeline.holdups import HoldUps
 from ensemble_runtime.pipeline.leases import RowLease
 from ensemble_runtime.pipeline.port import Options, Outcome, OverloadedError, Verdict
 from ensemble_runtime.pipeline.prediction import packed
@@ -220,9 +221,15 @@ class Pipeline(RuleBasedStateMachine):
         if ring_.tail != before:
             self.note(self.cells[cell].intake.member, entries)
         if self.alive[cell]:
-            ring(self.wiring.combiner)
+            self.tell(cell, entries)
             self.in_hand[cell] = None
             self.arena.idle[cell] = 1
+
+    def tell(self, cell: int, entries: np.ndarray) -> None:
+        """As a cell does that has reported."""
+        arrived = (entries[:, 3] == ARRIVED).all()
+        if not arrived or not HoldUps(self.arena, self.wiring, cell).all_of(entries.reshape(-1).tolist()):
+            ring(self.wiring.combiner)
 
     def compute(self, cell: int, entries: np.ndarray, codes: list[int]) -> None:
         member = self.cells[cell].intake.member
@@ -363,7 +370,7 @@ class Pipeline(RuleBasedStateMachine):
             self.note(self.cells[cell].intake.member, entries)
             self.in_hand[cell] = None
             self.arena.idle[cell] = 1
-            ring(self.wiring.combiner)
+            self.tell(cell, entries)
             return True
         was_awake = self.awake[cell]
         self.take(cell, None)

@@ -73,7 +73,22 @@ def test_rows_of_a_batch_are_its_entries_rows_in_their_order(runs: list[tuple[in
     entries = np.array([(7, first, count, 0) for first, count in runs], dtype=np.uint32)
     expected = [row for first, count in runs for row in range(first, first + count)]
     assert np.arange(100)[rows_of(entries)].tolist() == expected
-    assert np.arange(100)[rows_of_words(entries.reshape(-1).tolist())].tolist() == expected
+    assert np.arange(100)[rows_of_words(entries.reshape(-1).tolist())].tolist() == sorted(expected)
+
+
+def test_single_rows_that_are_taken_together_are_neighbours() -> None:
+    rows = RowAllocator(ROWS)
+    batches = [[rows.take(1) for _ in range(8)] for _ in range(2)]
+    for _ in range(10):
+        for row in batches.pop(0):
+            rows.give(row, 1)
+        batches.append([rows.take(1) for _ in range(8)])
+        assert batches[-1] == list(range(batches[-1][0], batches[-1][0] + 8))
+
+
+def test_a_batch_is_a_slice_whatever_the_order_of_its_rows() -> None:
+    words = [word for first in (6, 4, 5) for word in (first, first, 1, 0)]
+    assert rows_of_words(words) == slice(4, 7)
 
 
 def test_rows_that_are_one_run_are_a_slice() -> None:
