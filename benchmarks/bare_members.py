@@ -1,4 +1,7 @@
-"""The ceiling of compute.py and bulk.py: models run bare, in one pinned process a core, with nothing around them."""
+"""The ceilings of compute.py and bulk.py: models run bare, in pinned processes, with nothing around them.
+
+One process a core with all members, like an ensemble hosted `PerDevice`; or one a member and core, like `PerCell`.
+"""
 
 from __future__ import annotations
 
@@ -77,6 +80,22 @@ class BareMembers:
         return float(sum(pipe.recv() for pipe in self._pipes))
 
 
+class BareCells:
+    """Pinned processes that each hold one member, all members on each core, which the kernel shares between them."""
+
+    def __init__(self, pipes: Sequence[Sequence[Connection]]) -> None:
+        self._pipes = pipes  # by member
+
+    def rows_per_second(self, batches: Sequence[int], rows: int) -> float:
+        """Rows/s that pass all members, each at its batch size, until every process has computed so many rows."""
+        for pipes, batch in zip(self._pipes, batches, strict=True):
+            for pipe in pipes:
+                pipe.send((batch, rows))
+        spans = [pipe.recv() for pipes in self._pipes for pipe in pipes]
+        cores = len(self._pipes[0])
+        return cores * rows / (max(end for _, end in spans) - min(begin for begin, _ in spans))
+
+
 @contextmanager
 def bare_members(
     paths: Sequence[Path], loader: Loader, rows: NDArray[np.float32], cores: Sequence[int]
@@ -90,13 +109,30 @@ def bare_members(
             many as a multiple of the largest batch.
         cores: Where.
     """
+    with _processes(_work, [(core, list(paths), loader, rows) for core in cores]) as pipes:
+        yield BareMembers(pipes, len(paths))
+
+
+@contextmanager
+def bare_cells(
+    paths: Sequence[Path], loader: Loader, rows: NDArray[np.float32], cores: Sequence[int]
+) -> Iterator[BareCells]:
+    """Start a pinned process for each member on each core; see `bare_members`."""
+    places = [(core, path, loader, rows) for path in paths for core in cores]
+    with _processes(_work_alone, places) as pipes:
+        yield BareCells([pipes[i : i + len(cores)] for i in range(0, len(pipes), len(cores))])
+
+
+@contextmanager
+def _processes(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> Iterator[list[Connection]]:
+    """Processes that work until they are sent None, with a pipe to each and a barrier between them."""
     os.environ.update(MALLOC)
     spawn = multiprocessing.get_context("spawn")
-    barrier = spawn.Barrier(len(cores))
+    barrier = spawn.Barrier(len(arguments))
     pipes, processes = [], []
-    for core in cores:
+    for given in arguments:
         ours, theirs = spawn.Pipe()
-        process = spawn.Process(target=_work, args=(core, list(paths), loader, rows, theirs, barrier), daemon=True)
+        process = spawn.Process(target=work, args=(*given, theirs, barrier), daemon=True)
         process.start()
         theirs.close()
         pipes.append(ours)
@@ -104,7 +140,7 @@ def bare_members(
     for name in MALLOC:
         del os.environ[name]
     try:
-        yield BareMembers(pipes, len(paths))
+        yield pipes
     finally:
         for pipe, process in zip(pipes, processes, strict=True):
             pipe.send(None)
@@ -130,6 +166,24 @@ def _work(
                     model(rows[:batch])
             barrier.wait()
             pipe.send(_rate(work, rows, seconds))
+
+
+def _work_alone(
+    core: int, path: Path, loader: Loader, rows: NDArray[np.float32], pipe: Connection, barrier: Barrier
+) -> None:
+    os.sched_setaffinity(0, {core})
+    model = loader(path, core)
+    with torch.inference_mode():
+        while (task := pipe.recv()) is not None:
+            batch, count = task
+            for _ in range(4):
+                model(rows[:batch])
+            barrier.wait()
+            begin = time.perf_counter()
+            for done in range(0, count, batch):
+                first = done % len(rows)
+                model(rows[first : first + batch])
+            pipe.send((begin, time.perf_counter()))
 
 
 def _rate(work: list[tuple[Predict, int]], rows: NDArray[np.float32], seconds: float) -> float:

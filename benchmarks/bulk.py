@@ -24,6 +24,8 @@ def bulk(effort: Effort) -> Report:
         [f"bare, {name} loader", f"{median(rates):,.0f}", f"{ratio(rates, outcome.ceiling):.2f}"]
         for name, rates in outcome.bare.items()
     ]
+    cells = outcome.bare_cells
+    rows.append(["bare, one process a cell", f"{median(cells):,.0f}", f"{ratio(cells, outcome.ceiling):.2f}"])
     for hosting, rates in outcome.served.items():
         share = ratio(rates, outcome.ceiling)
         rows.append([f"ensemble, {hosting}", f"{median(rates):,.0f}", f"{share:.2f} ({verdict(share, TARGET)})"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from bare_members import BareMembers, bare_members, loaders
+from bare_members import BareMembers, bare_cells, bare_members, loaders
 from common import Effort, Rounds, alternate, cores, progress
 from configurations import everywhere
 from load import infer, throughput
@@ -22,6 +22,9 @@ WARM = 2.0
 """Seconds of load before the counted ones."""
 SCAN = 1.0
 """Seconds of a run that looks for the best batch sizes."""
+
+
+_CELLS = "bare, one process a cell"
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class Outcome:
     """Rows/s of each side, and the batch sizes that they ran at."""
 
     bare: dict[str, Rounds]
+    bare_cells: Rounds
+    """As those of the ceiling, in as many processes as an ensemble with one process a cell."""
     served: dict[Hosting, Rounds]
     batches: dict[str, list[int]]
     """Of "bare", and of each hosting: every side runs at its own best."""
@@ -74,13 +79,24 @@ def against_bare(workload: Workload, effort: Effort) -> Outcome:
             targets[hosting] = infer(base, workload.name, request)
         progress(f"best batch sizes: {batches}")
         bare_sides = {name: _bare_rate(members, batches["bare"], effort) for name, members in bare.items()}
+        rates = {name: side() for name, side in bare_sides.items()}
+        best = max(rates, key=rates.__getitem__)
+        cells = stack.enter_context(bare_cells(workload.paths, loaders(workload.input)[best], pool, cores()))
+        rows = _as_many_rows(rates[best] / len(cores()) * effort.seconds, batches["bare"])
         served_sides = {
             str(hosting): throughput(target, workload.connections, effort.seconds, WARM)
             for hosting, target in targets.items()
         }
+        bare_sides[_CELLS] = lambda: cells.rows_per_second(batches["bare"], rows)
         found = alternate({**bare_sides, **served_sides}, effort.rounds)
     served = {hosting: [workload.rows * rate for rate in found[str(hosting)]] for hosting in Hosting}
-    return Outcome({name: found[name] for name in bare}, served, batches)
+    return Outcome({name: found[name] for name in bare}, found[_CELLS], served, batches)
+
+
+def _as_many_rows(rows: float, batches: Sequence[int]) -> int:
+    """About so many, whole batches for each member."""
+    largest = max(batches)
+    return max(1, round(rows / largest)) * largest
 
 
 def _bare_rate(members: BareMembers, batches: Sequence[int], effort: Effort) -> Callable[[], float]:

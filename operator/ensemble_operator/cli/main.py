@@ -238,7 +238,7 @@ def predict(
 
         ensemblectl predict http://127.0.0.1:8000 --data rows.json -o json
 
-        ensemblectl predict http://127.0.0.1:8000 --data held-out.npz --members --save outputs.npz
+        ensemblectl predict http://127.0.0.1:8000 --data rows.npz --members --save outputs.npz
     """
     from ensemble_operator.cli.predict import show_predictions
 

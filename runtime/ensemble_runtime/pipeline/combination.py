@@ -9,9 +9,12 @@ from pathlib import Path
 from ensemble_runtime.errors import EnsembleError
 from ensemble_runtime.pipeline.arena import SERVICES, Arena
 from ensemble_runtime.pipeline.combiner import Combiner
-from ensemble_runtime.pipeline.wiring import Wiring, linger, ring, sleep_until_rung
+from ensemble_runtime.pipeline.wiring import Wiring, linger, ring, sleep_until_rung_or
 
 _PAUSE = 0.001
+_LONGEST = 0.25
+"""Seconds of sleep. A cell wakes nobody while another one holds up the same requests; should that one, too, be mistaken
+or gone, what has been reported waits no longer than this."""
 _TRIES = 16
 """Where lingering did not pay the last time, it is tried again after so many turns."""
 
@@ -46,5 +49,5 @@ def combine_until_killed(arena: Arena, wiring: Wiring, paths: dict[str, Path]) -
             lucky = linger(combiner.waiting)
         turns += 1
         if not combiner.waiting():
-            sleep_until_rung(wiring.combiner)
+            sleep_until_rung_or(_LONGEST, wiring.combiner)
         arena.combining_since[0] = time.monotonic_ns()
