@@ -26,7 +26,7 @@ from ensemble_runtime.devices.binding import bind
 from ensemble_runtime.devices.working_memory import keep_memory
 from ensemble_runtime.errors import EnsembleError, ManifestError, ModelInvalidError
 from ensemble_runtime.measuring import end_with_parent, import_libraries
-from ensemble_runtime.members.checks import first_line
+from ensemble_runtime.members.checks import failure, first_line
 from ensemble_runtime.members.loading import load
 from ensemble_runtime.members.rows import MadeUpRows
 from ensemble_runtime.members.storage import fetch
@@ -149,7 +149,7 @@ def _member_process(
     except EnsembleError as error:
         pipe.send(error)
     except Exception as error:  # a model may raise anything
-        pipe.send(ModelInvalidError(f"member '{member.name}' on {request.device.name}: {first_line(error)}"))
+        pipe.send(failure(error, f"member '{member.name}' on {request.device.name}: {first_line(error)}"))
 
 
 def _ready(request: PairsRequest, member: Member, path: Path) -> Callable[[], object]:

@@ -23,7 +23,7 @@ from ensemble_runtime.devices.binding import bind
 from ensemble_runtime.devices.cgroup import available_memory
 from ensemble_runtime.devices.working_memory import keep_memory
 from ensemble_runtime.errors import EnsembleError, ModelInvalidError, OutOfMemoryError
-from ensemble_runtime.members.checks import first_line
+from ensemble_runtime.members.checks import failure, first_line
 from ensemble_runtime.members.loading import libraries, load
 from ensemble_runtime.members.rows import MadeUpRows
 
@@ -206,8 +206,7 @@ def _process(pipe: Connection, subject: Subject, device: Device) -> None:
     except EnsembleError as error:
         pipe.send(error)
     except Exception as error:  # a model may raise anything
-        kind = OutOfMemoryError if _lacks_memory(error) else ModelInvalidError
-        pipe.send(kind(f"member '{name}' on {device.name}: {first_line(error)}"))
+        pipe.send(failure(error, f"member '{name}' on {device.name}: {first_line(error)}"))
 
 
 def _mean_seconds(compute: Callable[[], object]) -> float:
@@ -280,12 +279,3 @@ def end_with_parent() -> None:
     assert parent is not None
     wait([parent.sentinel])
     os._exit(1)
-
-
-def _lacks_memory(error: Exception) -> bool:
-    """Whether an exception tells of lacking memory; torch and ONNX Runtime have no common class for it."""
-    text = f"{type(error).__name__} {error}".lower()
-    return isinstance(error, MemoryError) or any(
-        phrase in text
-        for phrase in ("out of memory", "outofmemory", "can't allocate memory", "failed to allocate memory")
-    )

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_runtime.config import TensorSpec
-from ensemble_runtime.errors import ModelInvalidError
+from ensemble_runtime.errors import EnsembleError, ModelInvalidError, OutOfMemoryError
 from ensemble_runtime.members.model import Array, Model, dtype_of
 
 _WARM_UP_LENGTH = 32
@@ -25,6 +25,7 @@ def warm_up(
 
     Raises:
         ModelInvalidError: names the member, the output, what was found and what was expected, or the model's failure.
+        OutOfMemoryError: the model fails for lack of memory.
     """
     for rows in (1, batch_size):
         for value in (0, 1):
@@ -35,8 +36,8 @@ def warm_up(
                 raise ModelInvalidError(f"member '{member}': {error}") from error
             except Exception as error:
                 shapes = ", ".join(f"{spec.name} {list(x.shape)}" for x, spec in zip(batch, inputs, strict=True))
-                raise ModelInvalidError(
-                    f"member '{member}': fails on made-up rows ({shapes}, batch first): {first_line(error)}"
+                raise failure(
+                    error, f"member '{member}': fails on made-up rows ({shapes}, batch first): {first_line(error)}"
                 ) from error
             check_outputs(member, answers, outputs, rows)
 
@@ -86,6 +87,29 @@ def bad_rows(answers: Sequence[Array]) -> NDArray[np.bool_] | None:
         unsound = np.logical_not(np.isfinite(answer.reshape(len(answer), -1)).all(axis=1))
         bad = unsound if bad is None else np.logical_or(bad, unsound)
     return bad if bad is not None and bad.any() else None
+
+
+def failure(error: BaseException, message: str) -> EnsembleError:
+    """What an exception that a model or its library raised comes to: lack of memory, or else a model of no use."""
+    return (OutOfMemoryError if lacks_memory(error) else ModelInvalidError)(message)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an exception tells of lacking memory; torch and ONNX Runtime have no common class for it."""
+    text = f"{type(error).__name__} {error}".lower()
+    return isinstance(error, MemoryError) or any(phrase in text for phrase in _NO_MEMORY)
+
+
+_NO_MEMORY = (
+    "out of memory",
+    "outofmemory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "failed to allocate memory",
+    "bad_alloc",
+    "bad allocation",
+    "_status_alloc_failed",  # cuBLAS and cuDNN, whose workspace finds no room beside torch's
+)
 
 
 def first_line(error: BaseException) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ensemble_runtime.config import Device, Member, ModelFormat, TensorSpec
-from ensemble_runtime.errors import ModelInvalidError
+from ensemble_runtime.errors import ModelInvalidError, OutOfMemoryError
 from ensemble_runtime.members.model import Model
 
 __all__ = ["Model", "libraries", "load"]
@@ -45,6 +45,7 @@ def load(
 
     Raises:
         ModelInvalidError: cannot be parsed, needs pickle without leave, or has not the manifest's inputs and outputs.
+        OutOfMemoryError: has no room on the device.
     """
     try:
         # Imported here, so that a runtime whose members are all ONNX never imports torch, and the other way round.
@@ -57,8 +58,8 @@ def load(
                 from ensemble_runtime.members.torch_model import load_torch
 
                 return load_torch(member, path, inputs, outputs, device)
-    except ModelInvalidError as error:
-        raise ModelInvalidError(f"member '{member.name}': {error}") from error
+    except (ModelInvalidError, OutOfMemoryError) as error:
+        raise type(error)(f"member '{member.name}': {error}") from error
     except ImportError as error:
         raise ModelInvalidError(
             f"member '{member.name}': {member.model.format} needs a package that is not installed: {error.name}"

@@ -12,7 +12,7 @@ import onnxruntime
 from ensemble_runtime.config import Device, DeviceKind, Member, Precision, TensorSpec
 from ensemble_runtime.devices.binding import threads
 from ensemble_runtime.errors import DeviceUnavailableError, ModelInvalidError
-from ensemble_runtime.members.checks import first_line
+from ensemble_runtime.members.checks import failure, first_line
 from ensemble_runtime.members.model import Array, as_declared, count_mismatch, dtype_of
 
 _NUMPY_TYPES = {
@@ -114,8 +114,8 @@ def _session(path: Path, device: Device, *, spins: bool) -> Any:
             raise ModelInvalidError(
                 "keeps weights in side files; expected one file, saved with save_as_external_data=False"
             ) from error
-        raise ModelInvalidError(
-            f"cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {first_line(error)}"
+        raise failure(
+            error, f"cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {first_line(error)}"
         ) from error
     if device.kind is DeviceKind.GPU and "CUDAExecutionProvider" not in session.get_providers():
         raise DeviceUnavailableError(

@@ -26,6 +26,7 @@ from torch.export.passes import move_to_device_pass
 from torch.export.pt2_archive import PT2ArchiveReader
 
 from ensemble_runtime.errors import ModelInvalidError
+from ensemble_runtime.members.checks import lacks_memory
 from ensemble_runtime.members.torch_archive import names_in
 from ensemble_runtime.members.torch_graph import flat_module
 
@@ -90,6 +91,8 @@ def _check_record(name: str, archive: Any) -> None:
         try:
             torch.load(io.BytesIO(archive.read_bytes(name)), weights_only=True)
         except Exception as error:
+            if lacks_memory(error):
+                raise
             raise ModelInvalidError(f"{name} cannot be read without unpickling objects; {_LEAVE}") from error
     elif name.endswith("_config.json"):
         for tensor, payload in json.loads(archive.read_bytes(name))["config"].items():

@@ -14,7 +14,7 @@ import torch
 from ensemble_runtime.config import Datatype, Device, DeviceKind, Member, ModelFormat, Precision, TensorSpec
 from ensemble_runtime.devices.binding import threads
 from ensemble_runtime.errors import DeviceUnavailableError, ModelInvalidError
-from ensemble_runtime.members.checks import first_line, random_rows
+from ensemble_runtime.members.checks import failure, first_line, random_rows
 from ensemble_runtime.members.model import Array, as_declared, count_mismatch
 from ensemble_runtime.members.torch_archive import check_script
 from ensemble_runtime.members.torch_graph import optimised, quiet, scripted
@@ -117,7 +117,7 @@ def load_torch(
     except ModelInvalidError:
         raise
     except Exception as error:  # torch raises RuntimeError, AssertionError, KeyError and more on damaged archives
-        raise ModelInvalidError(f"cannot be loaded by torch {torch.__version__}: {first_line(error)}") from error
+        raise failure(error, f"cannot be loaded by torch {torch.__version__}: {first_line(error)}") from error
     reference = TorchModel(plain, names, inputs, outputs, precision, target)
     with contextlib.suppress(Exception):  # one that cannot be run at all is for the warm-up to report
         reference.protect_inputs()

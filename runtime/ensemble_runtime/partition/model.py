@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from ensemble_runtime.config import Device, Member, ModelFormat, Partition, PartitionObjective, TensorSpec
-from ensemble_runtime.errors import ModelInvalidError
+from ensemble_runtime.errors import ModelInvalidError, OutOfMemoryError
 from ensemble_runtime.members.checks import first_line, random_rows
 from ensemble_runtime.members.model import Array, Model, as_declared
 from ensemble_runtime.members.onnx_model import OnnxModel
@@ -69,7 +69,7 @@ def split(
 
     Raises:
         ModelInvalidError: as `members.loading.load`; also other formats, and inputs of variable length.
-        OutOfMemoryError: nothing is as quick as the partition asks for.
+        OutOfMemoryError: it has no room, or nothing is as quick as the partition asks for.
     """
     if member.model.format is not ModelFormat.ONNX:
         raise ModelInvalidError(
@@ -90,8 +90,8 @@ def split(
                 best, model = model, best
             if isinstance(model, PartitionedModel):
                 model.close()
-    except ModelInvalidError as error:
-        raise ModelInvalidError(f"member '{member.name}': {error}") from error
+    except (ModelInvalidError, OutOfMemoryError) as error:
+        raise type(error)(f"member '{member.name}': {error}") from error
     if isinstance(best, PartitionedModel):
         _log(member, devices, best)
     return best

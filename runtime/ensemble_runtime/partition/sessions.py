@@ -17,8 +17,8 @@ import onnxruntime
 from onnx import helper
 
 from ensemble_runtime.config import Device, DeviceKind
-from ensemble_runtime.errors import DeviceUnavailableError, ModelInvalidError
-from ensemble_runtime.members.checks import first_line
+from ensemble_runtime.errors import DeviceUnavailableError
+from ensemble_runtime.members.checks import failure, first_line
 from ensemble_runtime.members.onnx_model import options, providers
 from ensemble_runtime.partition.graph import Graph, bodies
 from ensemble_runtime.partition.shapes import Array, Found
@@ -96,6 +96,7 @@ def open_session(model: bytes, device: Device) -> Any:
 
     Raises:
         ModelInvalidError: ONNX Runtime refuses it.
+        OutOfMemoryError: it has no room on the device.
         DeviceUnavailableError: a GPU, and this ONNX Runtime has no CUDA.
     """
     try:
@@ -103,7 +104,7 @@ def open_session(model: bytes, device: Device) -> Any:
     except DeviceUnavailableError:
         raise
     except Exception as error:  # ONNX Runtime raises a dozen classes without a common base
-        raise ModelInvalidError(f"cannot be computed in parts: {first_line(error)}") from error
+        raise failure(error, f"cannot be computed in parts: {first_line(error)}") from error
 
 
 def call(session: Any, binding: Any) -> Callable[[], None]:

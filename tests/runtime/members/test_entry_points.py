@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ensemble_runtime.config import Device
 from ensemble_runtime.devices.local import discover
-from ensemble_runtime.errors import ModelInvalidError
+from ensemble_runtime.errors import ModelInvalidError, OutOfMemoryError
 from ensemble_runtime.report import unpack
 
 MIB = 2**20
@@ -151,6 +151,43 @@ def test_profiled_bytes_are_the_weights_and_the_working_memory(request_for, wide
     assert many["memoryBytes"] >= 17 * row, "weights, inputs and outputs"
     assert many["memoryBytes"] <= 64 * row
     assert many["seconds"] > one["seconds"]
+
+
+@pytest.fixture
+def exploding(tmp_path):
+    """A model that needs two to the power of its rows bytes: hardly any for 4 rows, 32 PiB for 55."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["rows"], start=0, end=1),
+        helper.make_node("Pow", ["two", "rows"], ["bytes"]),
+        helper.make_node("ConstantOfShape", ["bytes"], ["filled"], value=numpy_helper.from_array(np.zeros(1, np.int8))),
+        helper.make_node("ReduceMax", ["filled"], ["nothing"], keepdims=0),
+        helper.make_node("Cast", ["nothing"], ["zero"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["x", "zero"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "exploding",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(np.array(2, np.int64), "two")],
+    )
+    path = tmp_path / "exploding.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    return path
+
+
+def test_sizes_for_which_a_model_finds_no_memory_are_left_out(request_for, exploding, onnx_mlp):
+    request = request_for((1, 4, 55, 56), features=3, m=exploding, n=onnx_mlp(features=3))
+    finished = run("profile", "/dev/stdin", document=request)
+    results = [record for record in lines(finished) if "digest" in record]
+    assert [result["batchSize"] for result in results] == [1, 4, 1, 4, *(1, 4, 55, 56) * 2]
+    assert "member 'm': fails on made-up rows (x [55, 3], batch first)" in finished.stderr
+    assert "larger batches are not measured" in finished.stderr
+
+
+def test_a_model_for_whose_smallest_batch_there_is_no_memory_has_the_code_of_lacking_memory(request_for, exploding):
+    finished = run("profile", "/dev/stdin", document=request_for((55,), features=3, m=exploding))
+    assert finished.returncode == OutOfMemoryError.exit_code, finished.stderr
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from ensemble_runtime.config import Datatype, ModelFormat, Precision
-from ensemble_runtime.errors import ModelInvalidError
+from ensemble_runtime.errors import ModelInvalidError, OutOfMemoryError
 from ensemble_runtime.members.checks import warm_up
 
 ONNX = ModelFormat.ONNX
@@ -123,6 +123,17 @@ def test_a_damaged_file_is_one_clear_line(loaded, spec, tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ModelInvalidError, match=r"^member 'm': cannot be loaded by ONNX Runtime [^\n]+$"):
         loaded(path, [spec("x", 4)], [spec("y", 3)], ONNX)
+
+
+def test_a_model_that_has_no_room_on_the_device_is_no_broken_one(loaded, spec, onnx_mlp, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError(
+            "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer"
+        )
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", full)
+    with pytest.raises(OutOfMemoryError, match=r"^member 'm': cannot be loaded by ONNX Runtime .*Failed to allocate"):
+        loaded(onnx_mlp(), [spec("x", 4)], [spec("y", 3)], ONNX)
 
 
 def test_weights_in_side_files_which_no_digest_covers_are_refused(loaded, spec, onnx_mlp):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ensemble_runtime.config import Datatype, ModelFormat, Precision
-from ensemble_runtime.errors import ModelInvalidError
+from ensemble_runtime.errors import ModelInvalidError, OutOfMemoryError
 from ensemble_runtime.members.checks import warm_up
 from ensemble_runtime.members.torch_graph import quiet
 
@@ -288,4 +288,16 @@ def test_a_damaged_file_is_one_clear_line(saved, loaded, spec, damage):
         }[damage]
     )
     with pytest.raises(ModelInvalidError, match=r"^member 'm': [^\n]+$"):
+        loaded(path, [spec("x", 4)], [spec("p", 3)], model_format)
+
+
+@both
+def test_a_model_that_has_no_room_on_the_device_is_no_broken_one(saved, loaded, spec, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    save, model_format = saved
+    path = save(mlp(), torch.ones(2, 4))
+    monkeypatch.setattr(torch.export if model_format is EXPORT else torch.jit, "load", full)
+    with pytest.raises(OutOfMemoryError, match=r"^member 'm': cannot be loaded by torch .*CUDA out of memory"):
         loaded(path, [spec("x", 4)], [spec("p", 3)], model_format)

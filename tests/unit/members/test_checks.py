@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ensemble_runtime.config import Datatype, TensorSpec
-from ensemble_runtime.errors import ModelInvalidError
+from ensemble_runtime.errors import ModelInvalidError, OutOfMemoryError
 from ensemble_runtime.members.checks import bad_rows, check_outputs, first_line, warm_up
 from ensemble_runtime.members.model import as_declared
 
@@ -117,6 +117,36 @@ def test_a_model_that_raises_is_reported_with_what_it_was_given():
     assert str(caught.value) == (
         "member 'm': fails on made-up rows (x [1, 4], batch first): RuntimeError: mat1 and mat2 do not match"
     )
+
+
+class CudaOutOfMemoryError(RuntimeError):
+    """Named as torch names its own."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        CudaOutOfMemoryError("tried to allocate 20.00 GiB"),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError(
+            "The following operation failed:\nDefaultCPUAllocator: can't allocate memory: you tried to allocate"
+        ),
+        RuntimeError(
+            "Non-zero status code returned: Failed to allocate memory for requested buffer of size 1099511627776"
+        ),
+        RuntimeError("Exception during initialization: std::bad_alloc"),
+    ],
+)
+def test_a_model_that_lacks_memory_for_a_full_batch_is_no_broken_one(error):
+    def fails(rows):
+        if rows > 1:
+            raise error
+        return good(rows)
+
+    with pytest.raises(OutOfMemoryError, match=r"^member 'm': fails on made-up rows \(x \[8, 4\]"):
+        warm_up("m", Answers(fails), [X], [P], 8)
 
 
 @pytest.mark.parametrize(("error", "line"), [(ValueError(), "ValueError"), (KeyError("a\nb"), "KeyError: 'a\\nb'")])
