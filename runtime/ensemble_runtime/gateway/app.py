@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from hmac import compare_digest
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from aiohttp import ClientError, web
@@ -14,6 +14,7 @@ from aiohttp import ClientError, web
 from ensemble_runtime.gateway import documents
 from ensemble_runtime.gateway.answers import COMPRESS_FROM_BYTES, Answer, refused
 from ensemble_runtime.gateway.exposition import CONTENT_TYPE, exposition
+from ensemble_runtime.gateway.fastlane import HEAD_SECONDS, IDLE_SECONDS, STALL_SECONDS
 from ensemble_runtime.gateway.heads import parse_length, preferred_coding
 from ensemble_runtime.gateway.inference import INLINE_BYTES, Exchange, Inference
 from ensemble_runtime.gateway.refusal import Reason, RefusedError, busy, internal, invalid, too_large, too_slow
@@ -106,8 +107,15 @@ class Endpoints:
 
     async def index(self, request: web.Request) -> web.Response:
         """The model repository, which holds one model."""
-        raw = await request.content.read(INDEX_BYTES + 1)
-        if len(raw) > INDEX_BYTES:
+        raw = bytearray()
+
+        def take(chunk: bytes) -> bool:
+            raw.extend(chunk)
+            return len(raw) <= INDEX_BYTES
+
+        if (request.content_length or 0) <= INDEX_BYTES:
+            await _receive(request, self._inference.receive_seconds, take)
+        if max(request.content_length or 0, len(raw)) > INDEX_BYTES:
             raise RefusedError(413, f"the body is larger than {INDEX_BYTES} bytes", Reason.INVALID)
         try:
             document = orjson.loads(raw) if raw.strip() else {}
@@ -161,18 +169,15 @@ class Endpoints:
         return _response(await _coded(answer, request))
 
     async def _run(self, exchange: Exchange, request: web.Request) -> Answer:
+        def take(chunk: bytes) -> bool:
+            exchange.feed(memoryview(chunk))
+            return not exchange.refused
+
         try:
-            async with asyncio.timeout(self._inference.receive_seconds):
-                async for chunk in request.content.iter_any():
-                    exchange.feed(memoryview(chunk))
-                    if exchange.refused:
-                        break
-        except TimeoutError:
-            exchange.cancel(Reason.INVALID)
-            return refused(too_slow(self._inference.receive_seconds))
-        except (web.RequestPayloadError, ClientError, ValueError) as error:
-            exchange.cancel(Reason.INVALID)
-            return refused(invalid(f"the body cannot be read: {error}"))
+            await _receive(request, self._inference.receive_seconds, take)
+        except RefusedError as error:
+            exchange.cancel(error.reason)
+            return refused(error)
         loop = asyncio.get_running_loop()
         if exchange.heavy:
             await loop.run_in_executor(None, exchange.decode)
@@ -185,9 +190,58 @@ class Endpoints:
 
 
 class JsonRequestHandler(web.RequestHandler):
-    """aiohttp's connection, whose own refusals (a malformed head, above all) are JSON as well."""
+    """aiohttp's connection, with the fast lane's limits, and its own refusals (a malformed head, above all) in JSON."""
 
-    __slots__ = ()
+    __slots__ = ("_begun", "_link", "_stalled", "_waited")
+
+    _link: asyncio.Transport
+
+    def __init__(self, manager: web.Server, *, loop: asyncio.AbstractEventLoop, **settings: Any) -> None:
+        """See `web.RequestHandler`."""
+        super().__init__(manager, loop=loop, **settings)
+        self._begun = True
+        """Whether the beginning of a head is there; it is what brings a connection into this lane."""
+        self._stalled = False
+        self._waited = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A connection comes over from the fast lane."""
+        self._link = cast(asyncio.Transport, transport)  # aiohttp forgets it when it closes, not when it is closed
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of a head, or of a body."""
+        if data and self._waiter is not None and not self._begun:
+            self._begun, self._waited = True, 0
+        super().data_received(data)
+        if self._messages:
+            self._begun = False
+            if not self._stalled:
+                self._waited = 0
+
+    def pause_writing(self) -> None:
+        """The client does not read what it asked for."""
+        self._stalled, self._waited = True, 0
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._stalled, self._waited = False, 0
+        super().resume_writing()
+
+    def sweep(self) -> None:
+        """Call once a second: ends what has taken too long, but for the body, whose reader looks at the clock."""
+        self._waited += 1
+        if self._stalled or self._link.is_closing():
+            if self._waited > STALL_SECONDS:
+                self._link.abort()
+        elif self._waiter is None:
+            self._waited = 0
+        elif self._begun and self._waited > HEAD_SECONDS:
+            self._link.write(refused(too_slow(HEAD_SECONDS)).response(keep_alive=False))
+            self.force_close()
+        elif self._waited > IDLE_SECONDS:
+            self.force_close()
 
     def handle_error(
         self,
@@ -226,6 +280,23 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
     except Exception:
         _logger.exception("%s %s failed", request.method, request.path)
         return _response(refused(internal()))
+
+
+async def _receive(request: web.Request, seconds: float, take: Callable[[bytes], bool]) -> None:
+    """Hand on the body as it comes, to its end or until `take` has enough of it.
+
+    Raises:
+        RefusedError: 408 if that takes too long, 400 if the body is not what its head says.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in request.content.iter_any():
+                if not take(chunk):
+                    return
+    except TimeoutError:
+        raise too_slow(seconds) from None
+    except (web.RequestPayloadError, ClientError, ValueError) as error:
+        raise invalid(f"the body cannot be read: {error}") from None
 
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:

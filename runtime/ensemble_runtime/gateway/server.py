@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from ensemble_runtime.gateway.app import JsonRequestHandler, build_app
-from ensemble_runtime.gateway.fastlane import IDLE_SECONDS, Entrance, FastLane
+from ensemble_runtime.gateway.fastlane import Entrance, FastLane
 from ensemble_runtime.gateway.heads import HeadReader
 from ensemble_runtime.gateway.inference import Inference
 from ensemble_runtime.gateway.shard import ShardInference
@@ -52,7 +52,7 @@ async def serve(
     await runner.setup()
     manager = runner.server
     assert manager is not None
-    settings: dict[str, Any] = {"access_log": None, "keepalive_timeout": IDLE_SECONDS}
+    settings: dict[str, Any] = {"access_log": None}
 
     def hand_over() -> asyncio.Protocol:
         return JsonRequestHandler(manager, loop=loop, **settings)
@@ -65,7 +65,7 @@ async def serve(
     heads = HeadReader(targets, inference.max_body, inference.authorization)
     entrance = Entrance(inference, heads, hand_over, crowded, leaving)
     server = await loop.create_server(lambda: FastLane(entrance), sock=sock, backlog=BACKLOG)
-    sweeper = asyncio.create_task(_sweep(entrance))
+    sweeper = asyncio.create_task(_sweep(entrance, manager))
     _logger.info("gateway of '%s' serves on %s", config.name, sock.getsockname())
     try:
         await stop.wait()
@@ -75,7 +75,15 @@ async def serve(
         sweeper.cancel()
 
 
-async def _sweep(entrance: Entrance) -> None:
+async def _sweep(entrance: Entrance, manager: web.Server) -> None:
     while True:
         await asyncio.sleep(1)
-        entrance.sweep()
+        sweep(entrance, manager)
+
+
+def sweep(entrance: Entrance, manager: web.Server) -> None:
+    """A second has passed, in both lanes."""
+    entrance.sweep()
+    for connection in manager.connections:
+        assert isinstance(connection, JsonRequestHandler)
+        connection.sweep()

@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import uvloop
+from aiohttp import web
 
 from ensemble_runtime.gateway.answers import Answer
+from ensemble_runtime.gateway.app import JsonRequestHandler, build_app
 from ensemble_runtime.gateway.fastlane import HEAD_SECONDS, IDLE_SECONDS, STALL_SECONDS, Entrance, FastLane
 from ensemble_runtime.gateway.heads import HeadReader
 from ensemble_runtime.gateway.inference import Exchange, Inference
+from ensemble_runtime.gateway.server import sweep
 
 TENSOR = {"name": "x", "shape": [1, 4], "datatype": "FP32"}
 
@@ -172,71 +175,107 @@ def test_a_client_that_does_not_read_is_not_written_to_without_end(start: Any) -
 
 # One timer looks after all connections, once a second; here its seconds pass as the test says.
 
+Pass = Callable[[int], Awaitable[None]]
+"""Lets so many seconds pass."""
+
 
 def on_a_clock(
-    served: Any, scenario: Callable[[Entrance, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+    served: Any,
+    scenario: Callable[[Pass, Callable[[], int], asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
 ) -> None:
+    """Run a scenario with a clock, a count of the open connections, and one of them; both lanes are there."""
+
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        heads = HeadReader([served.path], 1 << 20)
-        entrance = Entrance(Inference(served.pipeline), heads, asyncio.Protocol, lambda: False, asyncio.Event())
+        inference = Inference(served.pipeline)
+        runner = web.AppRunner(build_app(inference), handler_cancellation=True)
+        await runner.setup()
+        manager = runner.server
+        assert manager is not None
+        entrance = Entrance(
+            inference,
+            HeadReader([served.path], 1 << 26),
+            lambda: JsonRequestHandler(manager, loop=loop),
+            lambda: False,
+            asyncio.Event(),
+        )
         server = await loop.create_server(lambda: FastLane(entrance), "127.0.0.1", 0)
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname(), limit=1024)
+
+        async def pass_seconds(seconds: int) -> None:
+            await asyncio.sleep(0.05)
+            for _ in range(seconds):
+                sweep(entrance, manager)
+            await asyncio.sleep(0.05)
+
         async with asyncio.timeout(20):
-            await scenario(entrance, reader, writer)
+            await scenario(pass_seconds, lambda: len(entrance.connections) + len(manager.connections), reader, writer)
         writer.close()
         server.close()
+        await runner.cleanup()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
 
 
-async def pass_seconds(entrance: Entrance, seconds: float) -> None:
-    await asyncio.sleep(0.05)
-    for _ in range(int(seconds)):
-        entrance.sweep()
-    await asyncio.sleep(0.05)
-
-
-def test_an_idle_connection_is_closed_in_time(served: Any) -> None:
-    async def scenario(entrance: Entrance, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await pass_seconds(entrance, IDLE_SECONDS)
-        writer.write(request(served))
-        assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
-        await pass_seconds(entrance, IDLE_SECONDS + 1)
+def test_an_idle_connection_is_closed_in_time(served: Any, lane: str) -> None:
+    async def scenario(
+        pass_seconds: Pass, connections: Callable[[], int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        await pass_seconds(int(IDLE_SECONDS))
+        for _ in range(2):
+            writer.write(request(served, lane))
+            assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
+            await pass_seconds(int(IDLE_SECONDS))
+            assert connections()
+        await pass_seconds(1)
         assert b"error" not in await reader.read()
-        assert not entrance.connections
+        assert not connections()
 
     on_a_clock(served, scenario)
 
 
-def test_an_unfinished_head_is_408_in_time(served: Any) -> None:
-    async def scenario(entrance: Entrance, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await pass_seconds(entrance, 30)
-        writer.write(request(served)[:40])
-        await pass_seconds(entrance, HEAD_SECONDS)
-        writer.write(request(served)[40:50])
-        await asyncio.sleep(0.05)
-        assert entrance.connections
-        entrance.sweep()
+@pytest.mark.parametrize("line", ["POST /v2/models/digits/infer HTTP/1.1", "GET /v2 HTTP/1.1"])
+@pytest.mark.parametrize("again", [False, True], ids=["first", "second"])
+def test_an_unfinished_head_is_408_in_time(served: Any, line: str, again: bool) -> None:
+    head = f"{line}\r\nHost: here\r\nX-Client: slow".encode()
+
+    async def scenario(
+        pass_seconds: Pass, connections: Callable[[], int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if again:
+            writer.write(head + b"\r\nContent-Length: 0\r\n\r\n")
+            answer = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(answer.lower().partition(b"content-length: ")[2].split()[0]))
+        await pass_seconds(30)
+        writer.write(head[:40])
+        await pass_seconds(int(HEAD_SECONDS))
+        writer.write(head[40:])
+        await pass_seconds(0)
+        assert connections()
+        await pass_seconds(1)
         answer = await reader.read()
         assert answer.startswith(b"HTTP/1.1 408") and b'{"error":' in answer
+        assert not connections()
 
     on_a_clock(served, scenario)
 
 
-def test_a_request_in_the_pipeline_is_the_pipelines_to_time(served: Any) -> None:
+def test_a_request_in_the_pipeline_is_the_pipelines_to_time(served: Any, lane: str) -> None:
     served.pipeline.delays["a"] = 0.3
 
-    async def scenario(entrance: Entrance, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(request(served))
-        await pass_seconds(entrance, 1000)
+    async def scenario(
+        pass_seconds: Pass, connections: Callable[[], int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        writer.write(request(served, lane))
+        await pass_seconds(1000)
         assert b"200 OK" in await reader.readuntil(b"\r\n\r\n")
 
     on_a_clock(served, scenario)
 
 
-def test_a_client_that_never_reads_is_cut_off(start: Any) -> None:
+@pytest.mark.parametrize("stays", [True, False], ids=["stays", "closes"])
+def test_a_client_that_never_reads_is_cut_off(start: Any, lane: str, stays: bool) -> None:
     served = start(tensors=[{"name": "x", "datatype": "FP32", "shape": [65536]}])
     served.pipeline.delays["a"] = 0.2
     header = json.dumps(
@@ -248,15 +287,17 @@ def test_a_client_that_never_reads_is_cut_off(start: Any) -> None:
         }
     ).encode()
     body = header + bytes(1 << 24)
+    keep = {} if stays else {"Connection": "close"}
 
-    async def scenario(entrance: Entrance, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        entrance.heads = HeadReader([served.path], 1 << 26)
-        writer.write(served.head(body, Inference_Header_Content_Length=len(header)) + body)
+    async def scenario(
+        pass_seconds: Pass, connections: Callable[[], int], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        writer.write(served.head(body, lane, Inference_Header_Content_Length=len(header), **keep) + body)
         await writer.drain()
         assert await asyncio.to_thread(lambda: holding(served, 1) and holding(served, 0))
-        await pass_seconds(entrance, STALL_SECONDS)
-        assert entrance.connections
-        await pass_seconds(entrance, 1)
-        assert not entrance.connections
+        await pass_seconds(int(STALL_SECONDS))
+        assert connections()
+        await pass_seconds(1)
+        assert not connections()
 
     on_a_clock(served, scenario)

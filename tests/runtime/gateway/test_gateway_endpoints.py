@@ -114,6 +114,41 @@ def test_the_repository_holds_one_model(served: Any) -> None:
     assert served.post(b" " * 5000, path="/v2/repository/index").status == 413
 
 
+@pytest.mark.parametrize("coding", [{}, {"Content_Length": None, "Transfer_Encoding": "chunked"}])
+def test_a_repository_index_may_come_in_pieces(served: Any, coding: dict[str, str | None]) -> None:
+    body = b'{"ready": true}'
+    if coding:
+        body = b"2\r\n" + body[:2] + b"\r\nd\r\n" + body[2:] + b"\r\n0\r\n\r\n"
+    head = served.head(body, path="/v2/repository/index", **coding)
+    with served.wire() as wire:
+        wire.say(head)
+        for i in range(len(body)):
+            wire.say(body[i : i + 1])
+        response = wire.hear()
+    assert response is not None and response.status == 200
+    assert [model["name"] for model in response.json] == ["digits"]
+
+
+def test_a_repository_index_is_bounded_in_bytes_and_time(start: Any) -> None:
+    served = start(serving={"timeoutMs": 300})
+    path = "/v2/repository/index"
+    with served.wire() as wire:  # a limit that only the body's end tells of
+        wire.say(served.head(b"", path=path, Content_Length=None, Transfer_Encoding="chunked"))
+        for _ in range(5):
+            wire.say(b"400\r\n" + b" " * 1024 + b"\r\n")
+        response = wire.hear()
+        assert response is not None and response.status == 413
+    with served.wire() as wire:
+        wire.say(served.head(b" " * 5000, path=path))
+        response = wire.hear()
+        assert response is not None and response.status == 413
+    with served.wire() as wire:
+        wire.say(served.head(b"{}", path=path) + b"{")
+        response = wire.hear()
+        assert response is not None and response.status == 408
+        assert response.json == {"error": "the request took longer than 0.3 s to arrive"}
+
+
 def test_the_devices_are_told(served: Any) -> None:
     assert served.get("/v2/ensemble/devices").json == [
         {"name": "cpu-0", "kind": "CPU", "type": "cpu-1", "uuid": None, "pciBusId": None, "cores": [0]}
