@@ -164,7 +164,8 @@ def random_rows(server: Server, rows: int) -> dict[str, NDArray[np.generic]]:
     random = np.random.default_rng(0)
     arrays: dict[str, NDArray[np.generic]] = {}
     for tensor in server.inputs:
-        shape = (rows, *(_VARIABLE_DIMENSION if dim == -1 else dim for dim in tensor.shape))
+        length = min(_VARIABLE_DIMENSION, tensor.max_length or _VARIABLE_DIMENSION)
+        shape = (rows, *(length if dim == -1 else dim for dim in tensor.shape))
         dtype = np.dtype(tensor.datatype.numpy)
         values = random.random(shape) if dtype.kind == "f" else random.integers(0, 2, shape)
         arrays[tensor.name] = values.astype(dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
@@ -21,6 +22,8 @@ class Tensor:
     name: str
     datatype: Datatype
     shape: tuple[int, ...]
+    max_length: int | None = None
+    """Upper bound of each variable dimension, if the server tells it."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,18 @@ def find(url: str, model: str | None = None) -> Server:
     path = f"/v2/models/{quote(model)}"
     metadata, settings = get_json(base, path), get_json(base, f"{path}/config")
     try:
-        inputs = tuple(Tensor(t["name"], Datatype(t["datatype"]), tuple(t["shape"][1:])) for t in metadata["inputs"])
-        promise = settings.get("parameters", {}).get("predicted_rows_per_second", {}).get("string_value")
+        facts = {name: value.get("string_value") for name, value in settings.get("parameters", {}).items()}
+        inputs = tuple(_tensor(document, facts) for document in metadata["inputs"])
+        promise = facts.get("predicted_rows_per_second")
         return Server(base, model, inputs, int(settings["max_batch_size"]), float(promise) if promise else None)
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ServerRefusedError(f"{base}{path}: the answer is not a model's metadata ({error!r})") from error
+
+
+def _tensor(document: Mapping[str, Any], facts: Mapping[str, str | None]) -> Tensor:
+    longest = facts.get(f"max_length.{document['name']}")
+    shape = tuple(document["shape"][1:])
+    return Tensor(document["name"], Datatype(document["datatype"]), shape, int(longest) if longest else None)
 
 
 def get_json(base: str, path: str) -> Any:

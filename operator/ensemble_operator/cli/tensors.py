@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ensemble_operator.cli.errors import DataError, ServerRefusedError
-from ensemble_operator.cli.server import Server
+from ensemble_operator.cli.server import Server, Tensor
 from ensemble_runtime.config import Datatype
 
 if TYPE_CHECKING:
@@ -25,10 +25,8 @@ def checked(server: Server, arrays: Arrays) -> tuple[Arrays, int]:
     """The arrays in the server's types, and how many rows they have.
 
     Raises:
-        DataError: An input is missing or unknown, or its shape or type is not the server's.
+        DataError: An input is missing or unknown, or its shape, type or values are not the server's.
     """
-    import numpy as np
-
     known = {tensor.name for tensor in server.inputs}
     if len(arrays) == len(known) == 1:  # a lone array needs no name
         arrays = dict(zip(known, arrays.values(), strict=True))
@@ -36,20 +34,37 @@ def checked(server: Server, arrays: Arrays) -> tuple[Arrays, int]:
         raise DataError(f"data: got {_names(arrays)}, expected the inputs of '{server.model}': {_names(known)}")
     out = {}
     for tensor in server.inputs:
-        array, dtype = arrays[tensor.name], np.dtype(tensor.datatype.numpy)
+        array = arrays[tensor.name]
         fits = array.ndim == len(tensor.shape) + 1 and all(
             want in (-1, have) for want, have in zip(tensor.shape, array.shape[1:], strict=True)
         )
         if not fits:
             expected = ["rows", *tensor.shape]
             raise DataError(f"data '{tensor.name}': got shape {list(array.shape)}, expected {expected}")
-        if not np.can_cast(array.dtype, dtype, "same_kind"):
-            raise DataError(f"data '{tensor.name}': got {array.dtype}, expected {tensor.datatype.value} ({dtype})")
-        out[tensor.name] = np.ascontiguousarray(array, dtype)
+        out[tensor.name] = _cast(tensor, array)
     rows = {len(array) for array in out.values()}
     if len(rows) != 1 or 0 in rows:
         raise DataError(f"data: got {sorted(rows)} rows, expected the same number, at least one, of every input")
     return out, rows.pop()
+
+
+def _cast(tensor: Tensor, array: NDArray[np.generic]) -> NDArray[np.generic]:
+    """The array in the server's type, with the same values; floats may lose digits, but not become infinite."""
+    import numpy as np
+
+    dtype = np.dtype(tensor.datatype.numpy)
+    integers = dtype.kind in "iu" and array.dtype.kind in "iu"
+    if not integers and not np.can_cast(array.dtype, dtype, "same_kind"):
+        raise DataError(f"data '{tensor.name}': got {array.dtype}, expected {tensor.datatype.value} ({dtype})")
+    with np.errstate(over="ignore"):
+        cast: NDArray[Any] = np.ascontiguousarray(array, dtype)
+    lost = cast != array if integers else np.isfinite(array) & ~np.isfinite(cast)
+    if lost.any():
+        limits = np.iinfo(dtype) if integers else np.finfo(dtype)
+        row, value = np.argwhere(lost)[0][0], array[lost][0]
+        expected = f"{tensor.datatype.value} ({limits.min} to {limits.max})"
+        raise DataError(f"data '{tensor.name}': got {value} in row {row}, expected {expected}")
+    return cast
 
 
 def encode(server: Server, arrays: Arrays, rows: slice, parameters: Mapping[str, object]) -> bytes:

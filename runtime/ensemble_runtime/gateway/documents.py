@@ -54,7 +54,7 @@ def model_config(config: RuntimeConfig, max_rows: int) -> dict[str, Any]:
         "rule": config.combination.rule.value,
         "predictions": config.combination.predictions.value,
         "members": ",".join(member.name for member in config.members),
-    }
+    } | {f"max_length.{spec.name}": str(spec.max_length) for spec in config.inputs if not spec.fixed}
     if config.predicted_rows_per_second is not None:  # the plan's promise, for those who measure
         facts["predicted_rows_per_second"] = f"{config.predicted_rows_per_second:.9g}"
     return {

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from ensemble_operator.cli.loading import Load, put_load
+from ensemble_operator.cli.server import find
+
 INFER = {"inputs": [{"name": "x", "shape": [2, 4], "datatype": "FP32", "data": [0] * 8}]}
 
 
@@ -30,6 +33,19 @@ def test_the_model_describes_itself(served: Any, version: str) -> None:
     assert served.get(f"/v2/models/digits{version}/config").json["max_batch_size"] == 64
     assert served.get(f"/v2/models/digits{version}/ready").json == {"name": "digits", "ready": True}
     assert served.get("/v2/models").json == {"models": ["digits"]}
+
+
+def test_the_configuration_tells_how_long_variable_inputs_may_be(start: Any) -> None:
+    served = start(
+        tensors=[
+            {"name": "x0", "datatype": "FP32", "shape": [4]},
+            {"name": "x1", "datatype": "FP32", "shape": [-1], "maxLength": 5},
+        ]
+    )
+    server = find(f"http://{served.url}")
+    assert [tensor.max_length for tensor in server.inputs] == [None, 5]
+    result = put_load(server, Load(connections=1, rows=2, seconds=0.1))
+    assert result.requests
 
 
 def test_health_is_told_in_words_and_status(served: Any) -> None:

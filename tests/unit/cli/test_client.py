@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ensemble_operator.cli.connection import connect
 from ensemble_operator.cli.errors import DataError, ServerRefusedError, ServerUnreachableError
-from ensemble_operator.cli.loading import Load, put_load
+from ensemble_operator.cli.loading import Load, put_load, random_rows
 from ensemble_operator.cli.predicting import predict, read_rows
 from ensemble_operator.cli.server import Server, Tensor, find, is_ready
 from ensemble_operator.cli.tensors import checked, decode, encode
@@ -179,6 +179,38 @@ def test_a_lone_array_needs_no_name() -> None:
     arrays, rows = checked(server(X), {"": np.ones((2, 4), np.int64)})
     assert rows == 2
     assert arrays["x"].dtype == np.dtype(np.float32)
+
+
+@pytest.mark.parametrize("datatype", [d for d in Datatype if np.dtype(d.numpy).kind in "iu"])
+def test_integers_of_any_type_are_taken_up_to_the_limits_of_the_servers(datatype: Datatype, tmp_path: Path) -> None:
+    limits = np.iinfo(datatype.numpy)
+    for end in (int(limits.min), int(limits.max)):
+        (tmp_path / "ids.json").write_text(json.dumps([[end]]))
+        arrays, _ = checked(server(Tensor("ids", datatype, (1,))), read_rows(tmp_path / "ids.json"))
+        assert arrays["ids"].dtype == np.dtype(datatype.numpy)
+        assert arrays["ids"].tolist() == [[end]]
+
+
+@pytest.mark.parametrize(
+    ("datatype", "array", "message"),
+    [
+        (Datatype.INT8, np.array([[1], [300]]), r"data 'ids': got 300 in row 1, expected INT8 \(-128 to 127\)"),
+        (Datatype.UINT8, np.array([[-1]], np.int8), r"data 'ids': got -1 in row 0, expected UINT8 \(0 to 255\)"),
+        (Datatype.UINT64, np.array([[-1]]), r"got -1 in row 0, expected UINT64"),
+        (Datatype.INT64, np.array([[2**63]], np.uint64), r"got 9223372036854775808 in row 0, expected INT64"),
+        (Datatype.FP16, np.array([[np.inf], [1e6]]), r"got 1000000.0 in row 1, expected FP16 \(-65504"),
+        (Datatype.UINT8, np.array([[1.0]]), r"data 'ids': got float64, expected UINT8 \(uint8\)"),
+    ],
+)
+def test_values_that_would_become_others_are_named(datatype: Datatype, array: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        checked(server(Tensor("ids", datatype, (1,))), {"ids": array})
+
+
+@pytest.mark.parametrize(("longest", "length"), [(None, 16), (5, 5), (1024, 16)])
+def test_random_rows_keep_to_the_longest_that_the_server_takes(longest: int | None, length: int) -> None:
+    rows = random_rows(server(Tensor("ids", Datatype.INT64, (-1, 3), longest)), 2)
+    assert rows["ids"].shape == (2, length, 3)
 
 
 def test_two_inputs_need_as_many_rows() -> None:
