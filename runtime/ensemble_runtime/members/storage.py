@@ -52,6 +52,8 @@ class FetchedModel:
     """Bytes."""
     lease: BufferedReader | None = field(default=None, repr=False, compare=False)
     """Keeps a cached file from being evicted for as long as it is referred to."""
+    seen: tuple[int, ...] | None = field(default=None, repr=False, compare=False)
+    """Which file was hashed, and when it was last written to; None in the cache, where nobody writes to one."""
 
 
 def fetch(
@@ -87,6 +89,32 @@ def fetch(
             raise ModelNotCachedError(str(error)) from error
 
 
+def to_parse(model: FetchedModel) -> Path:
+    """The file of a model that was fetched before, to be parsed at once.
+
+    One that lies in place may have been overwritten meanwhile: if it was touched at all, it is hashed again.
+
+    Raises:
+        ModelUnavailableError: it is gone.
+        DigestMismatchError: its bytes are not those that were fetched.
+    """
+    if model.seen is None:
+        return model.path
+    try:
+        with model.path.open("rb") as file:
+            if _seen(os.fstat(file.fileno())) == model.seen:
+                return model.path
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelUnavailableError(f"model {model.path}: {error.strerror}; it was there before") from error
+    if digest != model.sha256:
+        raise DigestMismatchError(
+            f"model {model.path}: its sha256 is {digest}, it was {model.sha256} at the start; "
+            "the file was overwritten: put the former one back, or start anew with this one"
+        )
+    return model.path
+
+
 def redacted(uri: str) -> str:
     """The address without user, password, query and fragment: those carry secrets and must not reach a log."""
     parts = urllib.parse.urlsplit(uri)
@@ -105,7 +133,12 @@ def _in_place(source: ModelSource, path: Path, progress: Progress | None, max_by
             f"model {source.uri}: {error.strerror}: {path}; check the path in the manifest"
         ) from error
     _check(source, digest)
-    return FetchedModel(path, digest, size)
+    return FetchedModel(path, digest, size, seen=_seen(status))
+
+
+def _seen(status: os.stat_result) -> tuple[int, ...]:
+    """Changes with every write to a file, and with every other file in its place."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _local_path(uri: urllib.parse.SplitResult) -> Path:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
+from collections.abc import Mapping
 
 from ensemble_runtime.errors import EnsembleError
+from ensemble_runtime.members.storage import FetchedModel
 from ensemble_runtime.pipeline.arena import SERVICES, Arena
 from ensemble_runtime.pipeline.combiner import Combiner
 from ensemble_runtime.pipeline.wiring import Wiring, linger, ring, sleep_until_rung_or
@@ -19,16 +20,16 @@ _TRIES = 16
 """Where lingering did not pay the last time, it is tried again after so many turns."""
 
 
-def combine_until_killed(arena: Arena, wiring: Wiring, paths: dict[str, Path]) -> int:
+def combine_until_killed(arena: Arena, wiring: Wiring, models: Mapping[str, FetchedModel]) -> int:
     """Run the combination process.
 
     Args:
         arena: The ensemble's arena.
         wiring: The doorbells.
-        paths: Holds the stacking model's file under its reserved name, where the rule asks for one.
+        models: Holds the stacking model's file under its reserved name, where the rule asks for one.
     """
     try:
-        combiner = Combiner(arena, paths)
+        combiner = Combiner(arena, models)
     except EnsembleError as error:
         arena.combiner_error.set(str(error))
         raise

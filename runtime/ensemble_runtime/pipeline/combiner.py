@@ -6,11 +6,12 @@ members' rows stay where they are until the request is over. A new combiner afte
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ensemble_runtime.members.storage import FetchedModel
 from ensemble_runtime.pipeline.arena import ACTIVE, ARRIVED, DISAGREE, Arena
 from ensemble_runtime.pipeline.folding import Folding
 from ensemble_runtime.pipeline.folds import Rows
@@ -27,7 +28,7 @@ _MANY_ROWS = 16
 class Combiner:
     """Takes in what the members report, and tells the gateway what is done."""
 
-    def __init__(self, arena: Arena, paths: dict[str, Path]) -> None:
+    def __init__(self, arena: Arena, models: Mapping[str, FetchedModel]) -> None:
         self._arena = arena
         self._config = config = arena.config
         self._combined = [i for i, member in enumerate(config.members) if not member.shadow]
@@ -37,7 +38,7 @@ class Combiner:
         remotes = {remote.name for remote in config.remotes}
         self._naming = {i for i, cell in enumerate(config.cells) if cell.device in remotes} | {len(config.cells)}
         """Rings whose reports name their members."""
-        self._folding = Folding(arena, self._combined, paths)
+        self._folding = Folding(arena, self._combined, models)
         self._fixed = self._folding.fixed
         self._streaming = self._folding.streaming
         self._fold = self._folding.fold

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_runtime.config import Rule, RuntimeConfig
+from ensemble_runtime.members.storage import FetchedModel, to_parse
 from ensemble_runtime.pipeline.arena import Arena
 from ensemble_runtime.pipeline.disagreement import disagreement
 from ensemble_runtime.pipeline.folds import Fold, Peak, Prefolded, Rows, Uncombined, WeightedSum
@@ -27,18 +27,18 @@ Array = NDArray[Any]
 class Folding:
     """The ensemble's rule, over the arena's rows."""
 
-    def __init__(self, arena: Arena, combined: list[int], paths: dict[str, Path]) -> None:
+    def __init__(self, arena: Arena, combined: list[int], models: Mapping[str, FetchedModel]) -> None:
         """Prepare the rule.
 
         Args:
             arena: The ensemble's arena.
             combined: The members that enter the answer.
-            paths: Holds the stacking model's file under its reserved name, where the rule asks for one.
+            models: Holds the stacking model's file under its reserved name, where the rule asks for one.
         """
         self._arena = arena
         self._config = config = arena.config
         self._combined = combined
-        self._folds = _folds(config, combined, paths)
+        self._folds = _folds(config, combined, models)
         self.fixed = all(spec.fixed for spec in config.outputs)
         """Whether no output has a variable shape."""
         self.streaming = self.fixed and all(fold.streaming for fold in self._folds)
@@ -101,11 +101,11 @@ class Folding:
         return packed(area, stride, spec.datatype.numpy, tuple(shape), base, base, count)
 
 
-def _folds(config: RuntimeConfig, combined: list[int], paths: dict[str, Path]) -> list[Fold]:
+def _folds(config: RuntimeConfig, combined: list[int], models: Mapping[str, FetchedModel]) -> list[Fold]:
     if config.shard is not None:
         return [Uncombined() for _ in config.outputs]
     if config.combination.rule is Rule.STACKING:
-        return [Stack(config, len(combined), paths[STACKING])]
+        return [Stack(config, len(combined), to_parse(models[STACKING]))]
     weights = [config.members[m].weight for m in combined]
     folds = [make_fold(config.combination, weights, spec.shape, spec.datatype.numpy) for spec in config.outputs]
     if elsewhere := folded_by_shards(config):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ensemble_runtime.pipeline.arena import READY, SERVICES, STATE_NAMES, Arena
+from ensemble_runtime.pipeline.arena import FAILED, READY, SERVICES, STATE_NAMES, Arena
 from ensemble_runtime.pipeline.port import CellStatus, Health, RemoteStatus
 
 
@@ -34,7 +34,8 @@ class HealthReader:
         if len(self._combined) - len(unserved) < self._needed:
             reasons.append(f"no worker is ready for {', '.join(unserved)}{self._troubles(unserved)}")
         if "combiner" not in processes:
-            reasons.append("the combination process is being restarted")
+            trouble = f"; its last error: {text}" if (text := arena.combiner_error.get()) else ""
+            reasons.append(f"the combination process is being restarted{trouble}")
         queued = {name: queued_rows(arena, m) for m, name in enumerate(self._names)}
         remotes = tuple(self._remote(i) for i in range(len(self._config.remotes)))
         return Health(not reasons, "; ".join(reasons), cells, processes, queued, remotes)
@@ -46,9 +47,13 @@ class HealthReader:
         return RemoteStatus(remote.name, remote.url, up, *self._arena.remotes[index])
 
     def _troubles(self, members: Sequence[str]) -> str:
-        """Why shards on other nodes do not serve these members."""
+        """Why these members' cells cannot start, or shards on other nodes do not serve them."""
         remotes = {remote.name for remote in self._config.remotes}
-        cells = [c for c, cell in enumerate(self._config.cells) if cell.device in remotes and cell.member in members]
+        cells = [
+            c
+            for c, cell in enumerate(self._config.cells)
+            if cell.member in members and (cell.device in remotes or self._arena.state[c] == FAILED)
+        ]
         found = dict.fromkeys(text for c in cells if (text := self._arena.errors[c].get()))
         return f" ({'; '.join(found)})" if found else ""
 

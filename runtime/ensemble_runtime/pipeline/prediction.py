@@ -9,8 +9,7 @@ import contextlib
 import logging
 import select
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from ensemble_runtime.members.checks import bad_rows, check_outputs, first_line,
 from ensemble_runtime.members.model import Array, Model
 from ensemble_runtime.members.rows import Passage, Rows
 from ensemble_runtime.members.simulated_model import SimulatedModel
+from ensemble_runtime.members.storage import FetchedModel, to_parse
 from ensemble_runtime.pipeline.arena import (
     ARRIVED,
     CANCELLED,
@@ -50,21 +50,21 @@ _BRIEF = 0.001
 _NO_TURN = contextlib.nullcontext()
 
 
-def predict_until_killed(arena: Arena, wiring: Wiring, process: int, paths: dict[str, Path]) -> int:
+def predict_until_killed(arena: Arena, wiring: Wiring, process: int, models: Mapping[str, FetchedModel]) -> int:
     """Run one prediction process; returns an exit code only if it cannot serve.
 
     Args:
         arena: The ensemble's arena.
         wiring: The doorbells.
         process: Which of the geometry's processes this is.
-        paths: Model file of each member; simulated devices need none.
+        models: Model file of each member; simulated devices need none.
     """
     config = arena.config
     cells = arena.geometry.processes[process]
     device = next(d for d in config.devices if d.name == config.cells[cells[0]].device)
     try:
         arena.observed[process].set(bind(device))
-        workers = [_Worker(arena, cell, wiring, paths) for cell in cells]
+        workers = [_Worker(arena, cell, wiring, models) for cell in cells]
     except EnsembleError as error:
         for cell in cells:
             arena.state[cell] = FAILED
@@ -102,7 +102,7 @@ def _serve(arena: Arena, process: int, doorbell: int, workers: list[_Worker]) ->
 class _Worker:
     """One cell at work."""
 
-    def __init__(self, arena: Arena, cell: int, wiring: Wiring, paths: dict[str, Path]) -> None:
+    def __init__(self, arena: Arena, cell: int, wiring: Wiring, models: Mapping[str, FetchedModel]) -> None:
         config = arena.config
         self._arena = arena
         self._cell = cell
@@ -128,7 +128,7 @@ class _Worker:
         self._may_interrupt = kind is DeviceKind.CPU
         self.brief = False
         """Whether the last batch was a short one."""
-        self._model = self._load(device, paths)
+        self._model = self._load(device, models)
         self._passage = self._between_areas() if self._fixed else None
 
     def announce(self) -> None:
@@ -139,14 +139,15 @@ class _Worker:
             arena.state[cell] = READY
         log.info("cell ready", extra={"member": self._name, "device": self._arena.config.cells[cell].device})
 
-    def _load(self, index: int, paths: dict[str, Path]) -> Model:
+    def _load(self, index: int, models: Mapping[str, FetchedModel]) -> Model:
         config, device = self._arena.config, self._arena.config.devices[index]
         self._arena.state[self._cell] = LOADING
         if device.kind is DeviceKind.SIMULATED:
             clock = SimulatedClock(device, self._name)
             return SimulatedModel(clock, config.outputs, self._member)
         # Imported here, so that simulated devices need no model library.
-        member, path, second = config.members[self._member], paths[self._name], config.second_device(self._cell)
+        member, second = config.members[self._member], config.second_device(self._cell)
+        path = to_parse(models[self._name])
         model: Model
         if second is None:
             from ensemble_runtime.members.loading import load

@@ -13,13 +13,14 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ensemble_runtime.config import DeviceKind, RuntimeConfig
 from ensemble_runtime.devices.working_memory import keep_memory
 from ensemble_runtime.errors import StartupError
+from ensemble_runtime.members.storage import FetchedModel
 from ensemble_runtime.pipeline import forge, repair
 from ensemble_runtime.pipeline.arena import FAILED, READY, SERVICES, STARTING, Arena
 from ensemble_runtime.pipeline.children import described, error_of, kill, run_child, startup_error
@@ -63,10 +64,9 @@ def run(config: RuntimeConfig, cache: Path, gateway: GatewayMain) -> int:
     check_tokens(config)
     listener = listen(config)
     models = fetch_models(config, cache)  # held until the end: a process that is replaced loads its model again
-    paths = {name: model.path for name, model in models.items()}
     arena = Arena.create(config)
     keep_memory()
-    supervisor = Supervisor(arena, paths, listener, gateway)
+    supervisor = Supervisor(arena, models, listener, gateway)
     try:
         return supervisor.run()
     finally:
@@ -78,7 +78,7 @@ class Supervisor:
     """All processes of one ensemble."""
 
     arena: Arena
-    paths: dict[str, Path]
+    models: Mapping[str, FetchedModel]
     listener: socket.socket
     gateway: GatewayMain
     wiring: Wiring = field(init=False)
@@ -214,7 +214,7 @@ class Supervisor:
                     parent, lambda: forge.forge_until_killed(theirs, self._modules(), self._become_worker(parent))
                 )
             if role == COMBINER:
-                run_child(parent, lambda: combine_until_killed(self.arena, self.wiring, self.paths))
+                run_child(parent, lambda: combine_until_killed(self.arena, self.wiring, self.models))
             if role == GATEWAY:
                 run_child(parent, lambda: self.gateway(self.arena, self.wiring, self.listener), is_gateway=True)
             self._become_worker(parent)(int(role))
@@ -238,7 +238,7 @@ class Supervisor:
             time.sleep(_PAUSE)
         if self._device_kind(process) is None:
             return hand_over_until_killed(self.arena, self.wiring, process)
-        return predict_until_killed(self.arena, self.wiring, process, self.paths)
+        return predict_until_killed(self.arena, self.wiring, process, self.models)
 
     def _modules(self) -> tuple[str, ...]:
         config = self.arena.config

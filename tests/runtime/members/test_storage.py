@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import multiprocessing
+import os
 import sys
 import threading
 import time
@@ -17,7 +18,7 @@ import pytest
 from ensemble_runtime.config import ModelFormat, ModelSource
 from ensemble_runtime.errors import DigestMismatchError, ModelUnavailableError
 from ensemble_runtime.members import storage
-from ensemble_runtime.members.storage import fetch, redacted
+from ensemble_runtime.members.storage import fetch, redacted, to_parse
 
 CONTENT = b"model bytes " * 200_000  # more than one block
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -110,6 +111,52 @@ def test_a_local_file_is_used_where_it_is(tmp_path, cache):
         fetch(source(file.as_uri(), DIGEST), cache)
     assert DIGEST in str(caught.value)
     assert hashlib.sha256(CONTENT + b"!").hexdigest() in str(caught.value)
+
+
+@pytest.fixture
+def in_place(tmp_path, cache):
+    """A file that was fetched where it is, and its path."""
+    path = tmp_path / "m.onnx"
+    path.write_bytes(CONTENT)
+    return fetch(ModelSource(uri=path.as_uri(), format=ModelFormat.ONNX), cache), path
+
+
+def test_a_file_in_place_that_nobody_touched_is_not_hashed_again(in_place, monkeypatch):
+    model, path = in_place
+    monkeypatch.setattr(hashlib, "file_digest", None)
+    assert to_parse(model) == path
+
+
+@pytest.mark.parametrize("way", ["written in place", "renamed over it", "as long and as old"])
+def test_a_file_in_place_that_was_overwritten_is_not_parsed(in_place, way):
+    model, path = in_place
+    other = CONTENT[:-1] + b"?"
+    if way == "renamed over it":
+        path.with_name("new").write_bytes(other)
+        path.with_name("new").rename(path)
+    else:
+        before = path.stat()
+        path.write_bytes(other)
+        if way == "as long and as old":
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(DigestMismatchError) as caught:
+        to_parse(model)
+    for part in (str(path), DIGEST, hashlib.sha256(other).hexdigest()):
+        assert part in str(caught.value)
+
+
+def test_a_file_in_place_with_the_same_bytes_is_the_same_model(in_place):
+    model, path = in_place
+    path.write_bytes(b"something else")
+    path.write_bytes(CONTENT)
+    assert to_parse(model) == path
+
+
+def test_a_file_in_place_that_is_gone(in_place):
+    model, path = in_place
+    path.unlink()
+    with pytest.raises(ModelUnavailableError, match="it was there before"):
+        to_parse(model)
 
 
 def test_a_path_relative_to_the_working_directory(tmp_path, cache, monkeypatch):

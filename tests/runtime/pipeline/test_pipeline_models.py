@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from ensemble_runtime.pipeline.disagreement import disagreement
 from ensemble_runtime.pipeline.port import Verdict
@@ -102,6 +105,47 @@ def test_a_moody_stacking_model_fails_only_the_requests_it_must(
 ) -> None:
     members = {"moody": {"file": "moody"}, "spoiler": {"file": "spoiler"}}
     run(on_cores(members, stacking="stacked", serving={"memberTimeoutMs": 2000}), "moody_stack")
+
+
+def overwrite(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+
+
+async def overwritten(client: Any, role: str, file: Path, right: bytes, other: bytes) -> None:
+    values = rows_in_mood(client, None)
+    before = await client.ask(values)
+    overwrite(file, other)
+    pid = client.kill(role)
+    await client.until(lambda: "was overwritten" in client.batcher.health().reason)
+    health = client.batcher.health()
+    assert not health.ready
+    assert all(hashlib.sha256(content).hexdigest() in health.reason for content in (right, other))
+    if role != "combiner":
+        assert health.reason.startswith(f"no worker is ready for {role} (model {file}: ")
+        assert list((await client.ask(values, timeout=0.2)).outcome.missing) == [role]
+    overwrite(file, right)
+    await client.back(role, pid)
+    np.testing.assert_array_equal((await client.ask(values)).output, before.output)
+
+
+@pytest.mark.parametrize(
+    ("role", "name", "other"), [("steady", "steady", "spoiler"), ("combiner", "stacked", "steady")], ids=str
+)
+def test_a_model_that_is_overwritten_while_it_serves_is_not_loaded(
+    run: Callable[..., Any],
+    on_cores: Callable[..., Any],
+    model_files: Path,
+    tmp_path: Path,
+    role: str,
+    name: str,
+    other: str,
+) -> None:
+    theirs, own = model_files / f"{name}.pt", tmp_path / "model.pt"
+    own.write_bytes(theirs.read_bytes())
+    stacking = "stacked" if role == "combiner" else None
+    config = on_cores({"steady": {"file": "steady"}, "spoiler": {"file": "spoiler"}}, stacking)
+    config = config.model_validate_json(config.model_dump_json(by_alias=True).replace(theirs.as_uri(), own.as_uri()))
+    run(config, "overwritten", role, own, own.read_bytes(), (model_files / f"{other}.pt").read_bytes())
 
 
 async def any_length(client: Any) -> None:
