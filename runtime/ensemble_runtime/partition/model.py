@@ -14,6 +14,7 @@ from ensemble_runtime.errors import ModelInvalidError, OutOfMemoryError
 from ensemble_runtime.members.checks import first_line, random_rows
 from ensemble_runtime.members.model import Array, Model, as_declared
 from ensemble_runtime.members.onnx_model import OnnxModel
+from ensemble_runtime.partition.agreement import disagreement, tolerated
 from ensemble_runtime.partition.execute import Executor
 from ensemble_runtime.partition.graph import Graph, parse
 from ensemble_runtime.partition.opening import alternating, opened, overlapping
@@ -59,6 +60,8 @@ def split(
 ) -> Model:
     """Measure a model's operators on both devices, decide who computes what, and load it so.
 
+    What does not answer as the whole model does is not served: that is then computed on the first device.
+
     Args:
         member: A member in ONNX; without a `partition` the least time of a batch is looked for.
         path: The file, its digest already checked.
@@ -84,9 +87,12 @@ def split(
         rows = [random_rows(spec, batch_size, 1, np.random.default_rng(0)) for spec in inputs]
         best: Model = whole
         for proposal in _proposals(graph, wanted, devices):
-            model = PartitionedModel(whole, proposal, outputs, devices)
+            model: Model = PartitionedModel(whole, proposal, outputs, devices)
+            why = disagreement(model, whole, inputs, batch_size, tolerated(member.precision, devices))
+            if why is not None:
+                _warn(member, devices, why)
             # With a bound of bytes there is one proposal, and it was bought with time.
-            if wanted.objective is PartitionObjective.MEMORY or _quicker(model, best, rows):
+            elif wanted.objective is PartitionObjective.MEMORY or _quicker(model, best, rows):
                 best, model = model, best
             if isinstance(model, PartitionedModel):
                 model.close()
@@ -128,6 +134,14 @@ def _log(member: Member, devices: tuple[Device, Device], model: PartitionedModel
             "chunk_steps": model.steps,
             "weight_bytes": model.held_bytes,
         },
+    )
+
+
+def _warn(member: Member, devices: tuple[Device, Device], why: str) -> None:
+    log.warning(
+        "a partition answers otherwise than the whole model, and is not used: %s",
+        why,
+        extra={"member": member.name, "devices": [device.name for device in devices]},
     )
 
 

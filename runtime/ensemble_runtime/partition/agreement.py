@@ -1,0 +1,64 @@
+"""Whether a model in parts answers as it does as a whole: asked before it serves, on rows that nobody has seen yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ensemble_runtime.config import Device, DeviceKind, Precision, TensorSpec
+from ensemble_runtime.members.checks import first_line, random_rows
+from ensemble_runtime.members.model import Array, Model
+
+_RELATIVE = 1e-5
+"""What parts in FP32 are held to."""
+_ROUNDING = 1e-4
+"""Of an output's largest number: sums in another order."""
+_COARSE = 2e-2
+"""The same where a device computes with 11 bits of a number: in FP16, or a GPU that multiplies FP32 as TF32."""
+_DRAWS = 2
+"""Different rows each time: a part that reads what stood there the first time is right once."""
+
+
+def disagreement(parts: Model, whole: Model, inputs: Sequence[TensorSpec], rows: int, tolerance: float) -> str | None:
+    """Why a model in parts must not serve; None if it answers as the whole one.
+
+    Args:
+        parts: In parts.
+        whole: The same on one device.
+        inputs: The manifest's.
+        rows: Of a batch.
+        tolerance: By which a number may differ, of the largest of its output.
+    """
+    for draw in range(_DRAWS):
+        random = np.random.default_rng(draw + 1)
+        batch = [random_rows(spec, rows, 1, random) for spec in inputs]
+        expected = whole.predict(batch)
+        try:
+            found = parts.predict(batch)
+        except Exception as error:  # ONNX Runtime raises a dozen classes without a common base
+            return f"it fails where the whole one does not: {first_line(error)}"
+        for i, (right, answer) in enumerate(zip(expected, found, strict=True)):
+            if (excess := _excess(answer, right, tolerance)) is not None:
+                return f"output {i} differs by up to {excess:.2g} of its largest number in batch {draw + 1} of {_DRAWS}"
+    return None
+
+
+def tolerated(precision: Precision, devices: Sequence[Device]) -> float:
+    """By how much parts may differ from the whole, of an output's largest number."""
+    exact = precision is Precision.FP32 and all(device.kind is DeviceKind.CPU for device in devices)
+    return _ROUNDING if exact else _COARSE
+
+
+def _excess(found: Array, right: Array, tolerance: float) -> float | None:
+    """The largest difference, of the largest number; None if it is small enough."""
+    if found.shape != right.shape:
+        return np.inf
+    if right.dtype.kind != "f":
+        return None if np.array_equal(found, right) else 1.0
+    exact = right.astype(np.float64)
+    scale = float(np.max(np.abs(exact), initial=0.0, where=np.isfinite(exact)))
+    if np.allclose(found, exact, rtol=_RELATIVE, atol=tolerance * scale, equal_nan=True):
+        return None
+    difference = float(np.max(np.abs(found - exact), initial=0.0))
+    return difference / scale if scale else np.inf
