@@ -81,6 +81,14 @@ CONTRADICTIONS: list[tuple[Mapping[str, Any], str, str]] = [
     ({"outputs": [{"name": "y", "datatype": "FP32", "shape": [0]}]}, "spec.outputs[0].shape", "holds nothing"),
     ({"members": members(partition={"objective": "Memory"})}, "spec.members[0].partition.latencyMs", "Memory needs it"),
     (
+        {
+            "members": members(partition={"objective": "Latency"}),
+            "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1]}],
+        },
+        "spec.members",
+        "whose inputs have variable dimensions",
+    ),
+    (
         {"members": [{**m, "partition": {"objective": "Latency"}} for m in model(format="TorchExport")]},
         "spec.members[0].partition",
         "only ONNX",
@@ -182,7 +190,8 @@ def test_a_profile_stays_a_profile_of_the_same(control_plane: ControlPlane, name
         "spec": {"model": {"sha256": SHA}, "deviceType": "cpu-1", "points": points},
     }
     path = admin.path(admin.create(made))
-    for change in ({"model": {"sha256": "f" * 64}}, {"deviceType": "cpu-2"}, {"precision": "FP16"}):
+    split = {"partition": {"objective": "Latency"}}
+    for change in ({"model": {"sha256": "f" * 64}}, {"deviceType": "cpu-2"}, {"precision": "FP16"}, split):
         with pytest.raises(ApiError, match="cannot change"):
             admin.merge(path, {"spec": change})
     corrected = [{**points[0], "seconds": 0.02, "secondMemoryMib": 0}]

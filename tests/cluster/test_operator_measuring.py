@@ -85,6 +85,7 @@ def test_what_two_devices_cost_together_is_measured_and_kept_and_planned_with(
     assert sorted(device["type"] for device in held) == [A100, "cpu-1"]
     profiles = space.plane.admin.items(f"{ENSEMBLES}/namespaces/{space.namespace}/modelprofiles")
     (kept,) = [p for p in profiles if p["spec"]["deviceType"] == f"{A100}:cpu-1"]
+    assert kept["spec"]["partition"] == {"objective": "Memory", "latencyMs": 50}
     assert [p["secondMemoryMib"] for p in kept["spec"]["points"]] == [1_500, 1_500]
 
 

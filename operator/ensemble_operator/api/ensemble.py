@@ -161,7 +161,7 @@ class EnsembleSpec(Schema):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        refuse([*self._combination_faults(), *self._quorum_faults(), *self._device_faults()])
+        refuse([*self._combination_faults(), *self._quorum_faults(), *self._device_faults(), *self._partition_faults()])
         return self
 
     def _combination_faults(self) -> list[tuple[Path, str]]:
@@ -188,6 +188,12 @@ class EnsembleSpec(Schema):
             for i, member in enumerate(self.members)
             if not set(kinds) & set(member.device_kinds)
         ]
+
+    def _partition_faults(self) -> list[tuple[Path, str]]:
+        if all(tensor.fixed for tensor in self.inputs):
+            return []
+        message = "no member can be split whose inputs have variable dimensions; remove it, or fix the shapes"
+        return [(("members", i, "partition"), message) for i, m in enumerate(self.members) if m.partition is not None]
 
 
 class InferenceEnsemble(Schema):

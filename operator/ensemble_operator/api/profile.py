@@ -9,7 +9,7 @@ from pydantic import Field
 from ensemble_operator.api.contradiction import distinct
 from ensemble_operator.api.ensemble import MAX_BATCH_SIZES, DeviceType, Metadata
 from ensemble_operator.api.schema import keyed_list
-from ensemble_runtime.config import MAX_MEMBERS, BatchSize, Precision, Schema, Sha256
+from ensemble_runtime.config import MAX_MEMBERS, BatchSize, Partition, Precision, Schema, Sha256
 
 
 class ProfiledModel(Schema):
@@ -53,6 +53,10 @@ class ModelProfileSpec(Schema):
     model: ProfiledModel
     device_type: DeviceType = Field(description="E.g. NVIDIA-A100-SXM4-40GB, or cpu-1 for one core.")
     precision: Precision = Field(Precision.FP32, description="Floating-point type that it computed in.")
+    partition: Partition | None = Field(
+        None,
+        description="On a pair of devices: the member's `partition` that it was measured for; without it of any.",
+    )
     points: Annotated[tuple[ProfilePoint, ...], distinct("batch_size")] = Field(
         min_length=1,
         max_length=MAX_BATCH_SIZES,

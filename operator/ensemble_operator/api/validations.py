@@ -74,6 +74,11 @@ _RULES: Mapping[type[BaseModel], tuple[Validation, ...]] = {
             "a member's deviceKinds and spec.devices have no kind in common; that member could run nowhere",
             ".members",
         ),
+        Validation(
+            "self.inputs.all(t, t.shape.all(d, d > 0)) || self.members.all(m, !has(m.partition))",
+            "`partition`: no member can be split whose inputs have variable dimensions; remove it, or fix the shapes",
+            ".members",
+        ),
         _kept("inputs"),
         _kept("outputs"),
     ),
@@ -156,7 +161,8 @@ _RULES: Mapping[type[BaseModel], tuple[Validation, ...]] = {
     ModelProfileSpec: (
         Validation(
             "self.model.sha256 == oldSelf.model.sha256 && self.deviceType == oldSelf.deviceType && "
-            "self.precision == oldSelf.precision",
+            "self.precision == oldSelf.precision && has(self.partition) == has(oldSelf.partition) && "
+            "(!has(self.partition) || self.partition == oldSelf.partition)",
             "what was measured, and on what, cannot change: it would be another measurement; make another ModelProfile",
         ),
     ),

@@ -15,7 +15,7 @@ from ensemble_operator.planner.pairs import pair_of
 from ensemble_operator.planner.plan import Plan
 from ensemble_operator.profiles.profile import Point, Profile
 from ensemble_operator.profiles.store import ProfileStore
-from ensemble_operator.profiles.table import Key, ProfileTable, Want, table
+from ensemble_operator.profiles.table import ProfileTable, Together, Want, table
 from ensemble_runtime.config import DeviceKind, Schema
 from ensemble_runtime.errors import OutOfMemoryError
 
@@ -37,7 +37,7 @@ def measure(
         total = sum(len(want.batch_sizes) for want in missing)
         task = bar.add_task("profiling", total=total, detail="", visible=bool(total))
         for want in missing:
-            member = next(m for m in spec.members if (digests[m.name], m.precision) == (want.digest, want.precision))
+            member = _member_of(want, spec, digests)
             bar.update(task, detail=f"{member.name} on {want.device_type}")
             try:
                 for profile in _measured(spec, member, devices, want):
@@ -49,6 +49,16 @@ def measure(
                     raise
                 note(f"{error}; the planner does without it")
     return table(found.values())
+
+
+def _member_of(want: Want, spec: EnsembleSpec, digests: Mapping[str, str]) -> MemberSpec:
+    """A member that needs it: of two members of one file one may be whole, or split for something else."""
+    return next(
+        member
+        for member in spec.members
+        if (digests[member.name], member.precision) == (want.digest, want.precision)
+        and want.partition in (None, member.partition)
+    )
 
 
 def measure_pairs(
@@ -63,7 +73,7 @@ def measure_pairs(
     Raises:
         RuntimeCommandError: A model could not be loaded or run.
     """
-    factors: dict[Key, float] = {}
+    factors: dict[Together, float] = {}
     members = {member.name: member for member in spec.members}
     wanted = [
         (device, pair, sizes)
@@ -134,7 +144,7 @@ def _partitioned(spec: EnsembleSpec, member: MemberSpec, pair: tuple[Device, Dev
     }
     for record in records("partition", document=request):
         point = Point(record["batchSize"], record["seconds"], record["memoryBytes"], record["secondBytes"])
-        yield Profile(want.digest, want.device_type, want.precision, (point,))
+        yield Profile(want.digest, want.device_type, want.precision, (point,), want.partition)
 
 
 def _json(document: Schema) -> dict[str, Any]:

@@ -64,7 +64,9 @@ def prepare(file: Path, profile_files: Sequence[Path], *, refresh: bool = False)
     real = [device for device in devices if device.kind in _REAL]
     needed = (*wants(spec, digests, real), *pair_wants(spec, digests, real))
     if not refresh:
-        stated = store.load((want.digest, want.device_type, want.precision) for want in needed).merge(stated)
+        # Of a split, what is written may hold for any objective: then what was measured for this one does not count.
+        open_ = (want for want in needed if want.partition is None or stated.missing([want]))
+        stated = store.load(want.key for want in open_).merge(stated)
     measured = measure(spec, digests, devices, stated.missing(needed), store)
     return Prepared(manifest.ensemble, digests, devices, measured.merge(stated))
 

@@ -14,7 +14,7 @@ from ensemble_operator.cli.preparing import Prepared, prepare, with_pairs
 from ensemble_operator.planner.pairs import pair_types
 from ensemble_operator.profiles.profile import Point, Profile
 from ensemble_operator.profiles.store import cpu_model
-from ensemble_operator.profiles.table import MIB, Key
+from ensemble_operator.profiles.table import MIB, Together
 
 
 def show_profiles(file: Path, profiles: Sequence[Path], *, refresh: bool, pairs: bool, output: Output) -> None:
@@ -56,7 +56,7 @@ def _row(member: str, device_type: str, point: Point) -> list[str]:
     return [member, device_type, str(point.batch_size), *map(figure, figures)]
 
 
-def _pair_row(prepared: Prepared, key: Key, factor: float) -> list[str]:
+def _pair_row(prepared: Prepared, key: Together, factor: float) -> list[str]:
     device_type, one, other = key
     names = {digest: name for name, digest in prepared.digests.items()}
     return [names.get(one, one[:12]), names.get(other, other[:12]), device_type, f"{factor:.2f}"]
@@ -67,17 +67,18 @@ def _known(prepared: Prepared) -> Iterator[tuple[str, Profile]]:
     for member in prepared.ensemble.spec.members:
         for device_type in types:
             digest = prepared.digests[member.name]
-            if profile := prepared.profiles.get(digest, device_type, member.precision.value):
+            if profile := prepared.profiles.get(digest, device_type, member.precision.value, member.partition):
                 yield member.name, profile
 
 
-def _document(name: str, profile: Profile, factors: Mapping[Key, float]) -> dict[str, Any]:
+def _document(name: str, profile: Profile, factors: Mapping[Together, float]) -> dict[str, Any]:
     """A ModelProfile. One of CPU cores says which CPU they were of, for it holds for no other."""
     metadata: dict[str, Any] = {
-        "name": f"{name}-{profile.device_type}-{profile.precision}".lower().replace(".", "-")[:63]
+        "name": f"{name}-{profile.device_type}-{profile.precision}".lower().replace(".", "-").replace(":", "-")[:63]
     }
     if "cpu-" in profile.device_type:
         metadata["annotations"] = {"ensembles.dev/cpu": cpu_model()}
+    split = profile.partition
     beside = {
         other: factor
         for (device_type, one, other), factor in factors.items()
@@ -91,8 +92,10 @@ def _document(name: str, profile: Profile, factors: Mapping[Key, float]) -> dict
             "model": {"sha256": profile.digest},
             "deviceType": profile.device_type,
             "precision": profile.precision,
+            **({} if split is None else {"partition": split.model_dump(mode="json", by_alias=True, exclude_none=True)}),
             "points": [
                 {"batchSize": p.batch_size, "seconds": p.seconds, "memoryMib": p.memory_bytes / MIB}
+                | ({"secondMemoryMib": p.second_bytes / MIB} if p.second_bytes else {})
                 for p in profile.points
             ],
             **({"interference": [{"sha256": o, "factor": f} for o, f in beside.items()]} if beside else {}),

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 from ensemble_operator.inventory.device import Device
 from ensemble_operator.planner.plan import Plan
+from ensemble_runtime.config import Partition
 
-Want = tuple[str, str, str]
-"""What a profile is of: the model's digest (its address where that is not known), the device type, the precision."""
+Want = tuple[str, str, str, Partition | None]
+"""What a profile is of: the model's digest (its address where that is not known), the device type, the precision; on a
+pair of devices also what the split is to be best at."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ Pair = tuple[Device, Device]
 
 def pod_of(want: Want) -> str:
     """Name of the pod that measures a profile."""
-    return profiling_name(*want, "")
+    model, device_type, precision, partition = want
+    return profiling_name(model, device_type, precision, "", partition)
 
 
 def missing_profiles(
@@ -55,10 +56,11 @@ def missing_profiles(
         digest = digests.get(member.name)
         able = [device for device in devices if device.kind in member.device_kinds]
         split = [type_ for type_ in possible_pair_types(able) if type_ in pairs and member.partition is not None]
-        for type_ in (*(device.type for device in able), *split):
-            profile = table.get(digest, type_, member.precision.value) if digest else None
+        wholes = ((device.type, None) for device in able)
+        for type_, partition in (*wholes, *((type_, member.partition) for type_ in split)):
+            profile = table.get(digest, type_, member.precision.value, partition) if digest else None
             if profile is None or not any(p.batch_size in member.batch_sizes for p in profile.points):
-                want = (digest or member.model.uri, type_, member.precision.value)
+                want = (digest or member.model.uri, type_, member.precision.value, partition)
                 name = pod_of(want)
                 pod = pods.get(name)
                 trouble = pod.trouble if pod is not None else None

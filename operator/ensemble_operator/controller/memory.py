@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from ensemble_operator.api.ensemble import EnsembleSpec, InferenceEnsemble
 from ensemble_operator.api.faults import explain
+from ensemble_operator.api.profile import ModelProfile
 from ensemble_operator.controller.adopted import Adopted, adopted
 from ensemble_operator.controller.allotment import Grant
 from ensemble_operator.controller.placing import Copy
@@ -22,9 +23,11 @@ from ensemble_operator.inventory.node import Inventory
 from ensemble_operator.inventory.pod_record import broken_devices, held_devices
 from ensemble_operator.inventory.slices import DRIVERS, DriverWords
 from ensemble_operator.inventory.survey import inventory
+from ensemble_operator.manifests import labels
 from ensemble_operator.manifests.edition import edition_hash
 from ensemble_operator.manifests.question import question
 from ensemble_operator.manifests.revision import revision
+from ensemble_operator.planner.pairs import is_pair
 from ensemble_operator.planner.plan import Plan
 from ensemble_operator.planner.problem import Problem
 from ensemble_operator.profiles.table import ProfileTable, written
@@ -77,7 +80,7 @@ class Memory:
         """The profiles of a namespace, and the digests of files by where they came from."""
         known = self._tables.get(namespace)
         if known is None or known[0] != records:
-            table = written(record.document for record in records)
+            table = written(record.document for record in records if not _outdated(record.document))
             digests = {r.uri: r.document.spec.model.sha256 for r in records if r.uri is not None}
             known = self._tables[namespace] = (records, table, digests)
         return known[1], known[2]
@@ -162,3 +165,9 @@ def _parse(record: EnsembleRecord) -> EnsembleSpec | str:
         return InferenceEnsemble.model_validate(record.manifest()).spec
     except ValidationError as error:
         return "; ".join(str(fault) for fault in explain(error, InferenceEnsemble))
+
+
+def _outdated(document: ModelProfile) -> bool:
+    """Whether a pair was measured before profiles said for what: it may have been for something else."""
+    measured = document.metadata.labels.get("app.kubernetes.io/managed-by") == labels.MANAGER
+    return measured and document.spec.partition is None and is_pair(document.spec.device_type)

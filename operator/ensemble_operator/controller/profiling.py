@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ensemble_operator.api.ensemble import InferenceEnsemble
 from ensemble_operator.controller.allowance import Allowance
 from ensemble_operator.controller.backoff import Backoff
 from ensemble_operator.controller.cache import Cache
-from ensemble_operator.controller.decision import Decision
+from ensemble_operator.controller.decision import Decision, Missing
 from ensemble_operator.controller.kube import KubeError
 from ensemble_operator.controller.measuring import pod_of
 from ensemble_operator.controller.records import COMPONENT, URI, ChildRecord, EnsembleRecord, OwnPod
@@ -21,7 +21,9 @@ from ensemble_operator.inventory.node_record import NodeRecord
 from ensemble_operator.manifests import labels
 from ensemble_operator.manifests.profiling import measured, profiling_objects
 from ensemble_operator.manifests.settings import PodSettings
+from ensemble_operator.planner.pairs import is_pair
 from ensemble_operator.profiles.profile import Profile
+from ensemble_operator.profiles.table import key_of
 
 _log = logging.getLogger(__name__)
 
@@ -126,9 +128,9 @@ class Profiling:
 
     def _wanted(
         self, waiting: Iterable[Waiting], there: Mapping[Place, OwnPod], settings: PodSettings
-    ) -> tuple[dict[Place, tuple[Waiting, str]], list[Object]]:
-        """The pods that are wanted, each with an ensemble and the member's name; and what makes those that lack."""
-        wanted: dict[Place, tuple[Waiting, str]] = {}
+    ) -> tuple[dict[Place, tuple[Waiting, Missing]], list[Object]]:
+        """The pods that are wanted, each with an ensemble and what of it is missing; and what makes those that lack."""
+        wanted: dict[Place, tuple[Waiting, Missing]] = {}
         apply: list[Object] = []
         for one in waiting:
             for missing in one.decision.missing:
@@ -136,9 +138,9 @@ class Profiling:
                 if place in wanted or missing.given_up is not None:
                     continue
                 if place in there:
-                    wanted[place] = (one, missing.member)
+                    wanted[place] = (one, missing)
                 elif missing.device is not None:
-                    wanted[place] = (one, missing.member)
+                    wanted[place] = (one, missing)
                     member = next(m for m in one.ensemble.spec.members if m.name == missing.member)
                     digest = one.decision.digests.get(missing.member)
                     apply += profiling_objects(
@@ -152,7 +154,7 @@ class Profiling:
                     )
         return wanted, apply
 
-    def _results(self, place: Place, pod: OwnPod, wanted: tuple[Waiting, str] | None, now: float) -> list[Object]:
+    def _results(self, place: Place, pod: OwnPod, wanted: tuple[Waiting, Missing] | None, now: float) -> list[Object]:
         """The ModelProfiles that a pod which has ended leaves; where it leaves none, that is remembered."""
         message = pod.ended.message if pod.ended is not None else pod.trouble or "it ended without a word"
         try:
@@ -163,11 +165,15 @@ class Profiling:
             self.backoff.failed(place, message, now)
             return []
         self.backoff.worked(place)
-        uri = None
+        uri = partition = None
         if wanted is not None:
-            member = next(m for m in wanted[0].ensemble.spec.members if m.name == wanted[1])
+            one, missing = wanted
+            member = next(m for m in one.ensemble.spec.members if m.name == missing.member)
             uri = None if member.model.sha256 else member.model.uri
-        return [model_profile(place[0], profile, uri) for profile in profiles]
+            partition = missing.want[-1]
+        # Of a pair only who waits for it knows what the split was to be best at.
+        kept = [replace(profile, partition=partition) for profile in profiles]
+        return [model_profile(place[0], p, uri) for p in kept if p.partition or not is_pair(p.device_type)]
 
 
 def model_profile(namespace: str, profile: Profile, uri: str | None) -> Object:
@@ -183,8 +189,11 @@ def model_profile(namespace: str, profile: Profile, uri: str | None) -> Object:
         | ({"secondMemoryMib": p.second_bytes / _MIB} if p.second_bytes else {})
         for p in profile.points
     ]
+    split: Object = {}
+    if profile.partition is not None:
+        split["partition"] = profile.partition.model_dump(mode="json", by_alias=True, exclude_none=True)
     metadata: Object = {
-        "name": pod_of((profile.digest, profile.device_type, profile.precision)),
+        "name": pod_of(key_of(profile)),
         "namespace": namespace,
         "labels": {"app.kubernetes.io/managed-by": labels.MANAGER, "app.kubernetes.io/part-of": "ensembles"},
     }
@@ -197,7 +206,8 @@ def model_profile(namespace: str, profile: Profile, uri: str | None) -> Object:
             "deviceType": profile.device_type,
             "precision": profile.precision,
             "points": points,
-        },
+        }
+        | split,
     }
 
 

@@ -11,9 +11,10 @@ from ensemble_operator.api.status import ConditionType
 from ensemble_operator.controller.changes import Changes, There, wanted_sets
 from ensemble_operator.controller.decision import Decision, Missing
 from ensemble_operator.controller.events import Notice
+from ensemble_operator.controller.measuring import pod_of
 from ensemble_operator.controller.records import EnsembleRecord, OwnPod
 from ensemble_operator.manifests import labels
-from ensemble_operator.manifests.names import digest, profiling_name
+from ensemble_operator.manifests.names import digest
 from ensemble_operator.manifests.objects import Owner
 from ensemble_operator.manifests.service import endpoint
 from ensemble_operator.planner.plan import Plan
@@ -170,7 +171,7 @@ def _profiled(decision: Decision) -> Aspect:
 
 
 def _measuring(missing: Missing) -> str:
-    return f"pod {profiling_name(*missing.want, '')}, which measures {missing.member} on {missing.want[1]}"
+    return f"pod {pod_of(missing.want)}, which measures {missing.member} on {missing.want[1]}"
 
 
 def _planned(view: View) -> Aspect:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 
+from ensemble_runtime.config import Partition
+
 MAX_NAME = 63
 """Of a label value, a Service and a pod's host name; so no name here is longer."""
 _TAIL = 8
@@ -30,9 +32,12 @@ def token_name(ensemble: str) -> str:
     return cut(ensemble, "-token")
 
 
-def profiling_name(model: str, device_type: str, precision: str, node_kind: str) -> str:
-    """Pod that measures a model (its digest, or its address where that is not known) on a type of device."""
-    return f"profile-{digest((model, device_type, precision, node_kind), 12)}"
+def profiling_name(
+    model: str, device_type: str, precision: str, node_kind: str, partition: Partition | None = None
+) -> str:
+    """Pod that measures a model (its digest, or its address where that is not known) on a type of device, or a pair."""
+    split = () if partition is None else (partition.objective, partition.latency_ms)
+    return f"profile-{digest((model, device_type, precision, node_kind, *split), 12)}"
 
 
 def cut(ensemble: str, suffix: str) -> str:

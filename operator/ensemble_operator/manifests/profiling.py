@@ -64,7 +64,8 @@ def profiling_objects(
     """
     owner = Owner.of(ensemble, uid)
     type_ = device.type if second is None else pair_type(device.type, second.type)
-    name = profiling_name(digest or member.model.uri, type_, member.precision.value, node_kind)
+    partition = None if second is None else member.partition
+    name = profiling_name(digest or member.model.uri, type_, member.precision.value, node_kind, partition)
     marks = labels.common(owner.name, labels.PROFILER)
     single = device.driver is not None
     image = settings.image(ensemble, [device])

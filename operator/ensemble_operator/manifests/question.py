@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from ensemble_operator.api.ensemble import EnsembleSpec, MemberSpec
 from ensemble_operator.inventory.device import Device
@@ -10,7 +11,7 @@ from ensemble_operator.planner.pairs import pair_types, possible_pair_types
 from ensemble_operator.planner.problem import PlanMember, Problem
 from ensemble_operator.profiles.profile import Profile
 from ensemble_operator.profiles.table import ProfileTable, Want
-from ensemble_runtime.config import DeviceKind
+from ensemble_runtime.config import DeviceKind, Partition
 from ensemble_runtime.errors import DeviceUnavailableError, ManifestError
 
 
@@ -61,7 +62,8 @@ def pair_wants(spec: EnsembleSpec, digests: Mapping[str, str], devices: Sequence
     """The same of members with `partition` on every type of a pair of devices."""
     for member in spec.members:
         for device_type in _pairs(member, devices):
-            yield Want(digests[member.name], device_type, member.precision.value, member.batch_sizes)
+            digest, precision = digests[member.name], member.precision.value
+            yield Want(digest, device_type, precision, member.batch_sizes, member.partition)
 
 
 def question(
@@ -89,7 +91,8 @@ def question(
         types = _types(member, devices)
         known = {t: p for t in types if (p := _permitted(member, digests[member.name], t, profiles))}
         over_types = possible_pair_types(_able(member, devices)) if pairs and member.partition is not None else ()
-        over = {t: p for t in over_types if (p := _permitted(member, digests[member.name], t, profiles))}
+        split = ((t, _permitted(member, digests[member.name], t, profiles, member.partition)) for t in over_types)
+        over = {t: p for t, p in split if p}
         if not known and not over:
             raise ManifestError(
                 f"spec.members[{i}]: no profile of '{member.name}' (sha256 {digests[member.name]}, {member.precision}) "
@@ -120,10 +123,12 @@ def _able(member: MemberSpec, devices: Sequence[Device]) -> tuple[Device, ...]:
     return tuple(device for device in devices if device.kind in member.device_kinds)
 
 
-def _permitted(member: MemberSpec, digest: str, device_type: str, profiles: ProfileTable) -> Profile | None:
-    profile = profiles.get(digest, device_type, member.precision.value)
+def _permitted(
+    member: MemberSpec, digest: str, device_type: str, profiles: ProfileTable, partition: Partition | None = None
+) -> Profile | None:
+    profile = profiles.get(digest, device_type, member.precision.value, partition)
     points = tuple(p for p in profile.points if p.batch_size in member.batch_sizes) if profile else ()
-    return Profile(digest, device_type, member.precision.value, points) if points else None
+    return replace(profile, points=points) if profile and points else None
 
 
 def _interference(

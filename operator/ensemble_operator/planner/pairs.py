@@ -27,6 +27,11 @@ def pair_type(first: str, second: str) -> str:
     return f"{first}:{second}"
 
 
+def is_pair(type_: str) -> bool:
+    """Whether a type is that of pairs."""
+    return ":cpu-" in type_
+
+
 def pair_types(devices: Sequence[Device]) -> tuple[str, ...]:
     """The types of all pairs that these devices make."""
     return tuple(dict.fromkeys(pair_type(a.type, b.type) for a, b in _paired(devices)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ensemble_runtime.config import Partition
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Point:
@@ -18,12 +20,14 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Points by rising batch size, of one (model digest, device type, precision)."""
+    """Points by rising batch size, of one (model digest, device type, precision, partition)."""
 
     digest: str
     device_type: str
     precision: str
     points: tuple[Point, ...]
+    partition: Partition | None = None
+    """Of a pair of devices: what the split was to be best at; None of a pair, written by hand: whatever it is."""
 
     @property
     def middle(self) -> Point:

@@ -1,4 +1,4 @@
-"""Profiles kept on disk between runs: one JSON file for each (model digest, device type, precision).
+"""Profiles kept on disk between runs: one JSON file for each (model digest, device type, precision, partition).
 
 Beside its costs it holds how the model gets along with others on a device of the type.
 
@@ -21,8 +21,8 @@ from urllib.parse import quote
 from pydantic import Field, ValidationError
 
 from ensemble_operator.profiles.profile import Point, Profile
-from ensemble_operator.profiles.table import ProfileTable, joined, table
-from ensemble_runtime.config import BatchSize, Schema, Sha256
+from ensemble_operator.profiles.table import Key, ProfileTable, joined, key_of, table
+from ensemble_runtime.config import BatchSize, Partition, Schema, Sha256
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class _StoredProfile(Schema):
     device_type: str
     precision: str
     host: str | None
+    partition: Partition | None = None
     points: tuple[_StoredPoint, ...]
     interference: dict[Sha256, float] = Field({})
 
@@ -71,8 +72,8 @@ class ProfileStore:
         self._root = root
         self._host = host
 
-    def load(self, keys: Iterable[tuple[str, str, str]]) -> ProfileTable:
-        """The profiles that are there, of these (digest, device type, precision)."""
+    def load(self, keys: Iterable[Key]) -> ProfileTable:
+        """The profiles that are there, of these keys."""
         found = [stored for key in keys if (stored := self._read(*key))]
         factors = {(s.device_type, s.digest, other): factor for s in found for other, factor in s.interference.items()}
         return ProfileTable(table(map(_profile, found)).profiles, factors)
@@ -84,10 +85,10 @@ class ProfileStore:
             profile: What the model costs.
             interference: Digest of another model -> rate side by side over rate one after the other.
         """
-        path = self._path(profile.digest, profile.device_type, profile.precision)
+        path = self._path(*key_of(profile))
         path.parent.mkdir(parents=True, exist_ok=True)
         with _turn(path.parent / ".lock"):
-            before = self._read(profile.digest, profile.device_type, profile.precision)
+            before = self._read(*key_of(profile))
             whole = joined(_profile(before), profile) if before else profile
             factors = {**(before.interference if before else {}), **(interference or {})}
             _replace(path, self._stored(whole, factors).model_dump_json(by_alias=True))
@@ -98,6 +99,7 @@ class ProfileStore:
             digest=profile.digest,
             device_type=profile.device_type,
             precision=profile.precision,
+            partition=profile.partition,
             host=self._host_of(profile.device_type),
             points=tuple(
                 _StoredPoint(
@@ -107,8 +109,10 @@ class ProfileStore:
             ),
         )
 
-    def _read(self, digest: str, device_type: str, precision: str) -> _StoredProfile | None:
-        path = self._path(digest, device_type, precision)
+    def _read(
+        self, digest: str, device_type: str, precision: str, partition: Partition | None
+    ) -> _StoredProfile | None:
+        path = self._path(digest, device_type, precision, partition)
         try:
             return _StoredProfile.model_validate_json(path.read_bytes())
         except FileNotFoundError:
@@ -120,15 +124,16 @@ class ProfileStore:
     def _host_of(self, device_type: str) -> str | None:
         return self._host if any(part.startswith("cpu-") for part in device_type.split(":")) else None
 
-    def _path(self, digest: str, device_type: str, precision: str) -> Path:
+    def _path(self, digest: str, device_type: str, precision: str, partition: Partition | None) -> Path:
         host = self._host_of(device_type)
         place = device_type if host is None else f"{device_type}@{host[:64]}"
-        return self._root / digest / f"{quote(place, safe=' ()@')}.{precision}.json"
+        split = "" if partition is None else f".{partition.objective}-{partition.latency_ms or 0:g}"
+        return self._root / digest / f"{quote(place, safe=' ()@')}.{precision}{split}.json"
 
 
 def _profile(stored: _StoredProfile) -> Profile:
     points = sorted(Point(p.batch_size, p.seconds, p.memory_bytes, p.second_bytes) for p in stored.points)
-    return Profile(stored.digest, stored.device_type, stored.precision, tuple(points))
+    return Profile(stored.digest, stored.device_type, stored.precision, tuple(points), stored.partition)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ from ensemble_operator.planner.solve import make_plan
 from ensemble_operator.profiles.profile import Point, Profile
 from ensemble_operator.profiles.store import ProfileStore
 from ensemble_operator.profiles.table import Want, table
-from ensemble_runtime.config import DeviceKind
+from ensemble_runtime.config import DeviceKind, Partition, PartitionObjective
 
 DIGEST = "a" * 64
 
@@ -45,9 +45,31 @@ def test_core_sets_are_measured_beside_the_others_and_the_last_look_counts(
     digests = {"big": DIGEST, "small": "b" * 64}
     found = measuring.measure(spec, digests, [gpu, core_set(0), core_set(1)], [want], store)
     assert [[device["name"] for device in document["peers"]] for document in asked] == [["cpu0", "cpu1"]]
-    for known in (found, store.load([(DIGEST, "cpu-1", "FP32")])):
+    for known in (found, store.load([want.key])):
         profile = known.get(DIGEST, "cpu-1", "FP32")
         assert profile and [point.seconds for point in profile.points] == [0.1, 0.2]
+
+
+def test_of_two_members_of_one_file_the_one_is_measured_that_is_to_be_split(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def records(command: str, *, document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        asked.append(document)
+        yield result(1, 0.4) | {"secondBytes": 2}
+
+    monkeypatch.setattr(measuring, "records", records)
+    spec = load_manifest(manifest.read_text(), folder="/").ensemble.spec
+    split = Partition(objective=PartitionObjective.MEMORY, latency_ms=50)
+    big, small = spec.members
+    spec = spec.model_copy(update={"members": (big, small.model_copy(update={"partition": split}))})
+    want = Want(DIGEST, "cpu-1:cpu-1", "FP32", (1,), split)
+    digests = {"big": DIGEST, "small": DIGEST}
+    found = measuring.measure(spec, digests, [core_set(0), core_set(1)], [want], ProfileStore(tmp_path, "here"))
+    (document,) = asked
+    assert document["member"]["partition"] == {"objective": "Memory", "latencyMs": 50}
+    assert found.get(*want.key) and not found.get(*want.key[:3])
 
 
 def test_pairs_are_measured_at_the_middle_of_their_batch_sizes_whatever_the_plan(

@@ -15,9 +15,11 @@ from ensemble_operator.manifests.edition import Failure, asked_hash, edition_obj
 from ensemble_operator.manifests.objects import Owner
 from ensemble_operator.manifests.profiling import profiling_objects
 from ensemble_operator.manifests.settings import PodSettings
+from ensemble_runtime.config import Partition, PartitionObjective
 
 A100 = "NVIDIA-A100-SXM4-40GB"
 DIGEST = "a" * 64
+MEMORY = Partition(objective=PartitionObjective.MEMORY, latency_ms=50)
 MODEL = {"uri": "https://m/a.onnx", "format": "ONNX", "sha256": DIGEST}
 IMAGES = PodSettings("runtime:onnx", "runtime:full")
 
@@ -120,7 +122,7 @@ def test_without_a_profile_a_free_device_is_named_to_measure_on(decider):
     decision = decided(decider, ensemble(), node())
 
     (missing,) = decision.missing
-    assert missing.want == (DIGEST, A100, "FP32") and missing.device.node == "node"
+    assert missing.want == (DIGEST, A100, "FP32", None) and missing.device.node == "node"
     assert decision.frozen and not decision.plans
 
 
@@ -139,7 +141,7 @@ def test_cores_to_measure_on_are_those_of_a_node_that_has_some_left(decider):
 
 
 def test_what_was_given_up_is_not_waited_for(decider):
-    told = {("n", pod_of((DIGEST, A100, "FP32"))): "no such file"}
+    told = {("n", pod_of((DIGEST, A100, "FP32", None))): "no such file"}
     decision = decided(decider, ensemble(), node(), given_up=told)
 
     assert decision.missing[0].given_up == "no such file" and "no profile of 'a'" in decision.waiting
@@ -410,9 +412,31 @@ def test_a_pair_is_measured_on_a_gpu_and_a_core_of_one_node(decider):
     decision = decided(decider, body, gpu, cores, node("bare", gpus=0), node())
 
     (missing,) = decision.missing
-    assert missing.want == (DIGEST, f"{A100}:cpu-1", "FP32") and decision.waiting == "waits for profiles"
+    assert missing.want == (DIGEST, f"{A100}:cpu-1", "FP32", MEMORY) and decision.waiting == "waits for profiles"
     assert (missing.device.type, missing.second.type) == (A100, "cpu-1")
     assert missing.device.node == missing.second.node == "node"
+
+
+def test_a_split_for_something_else_is_another_measurement(decider):
+    """Measured for the least time, then edited: what holds then is measured anew, by a pod and a profile of its own."""
+    body, gpu, cores, pair = partitioned()
+    pair["spec"]["partition"] = {"objective": "Latency"}
+    (missing,) = decided(decider, body, gpu, cores, pair, node()).missing
+    assert missing.want[-1] == MEMORY
+    quick = Partition(objective=PartitionObjective.LATENCY)
+    assert pod_of(missing.want) != pod_of((*missing.want[:3], quick)) != pod_of((*missing.want[:3], None))
+
+    pair["spec"]["partition"] = {"objective": "Memory", "latencyMs": 50}
+    assert not decided(decider, body, gpu, cores, pair, node()).missing
+
+
+def test_a_pair_that_was_measured_when_profiles_did_not_say_for_what_is_measured_anew(decider):
+    """One written by hand means any split."""
+    body, gpu, cores, pair = partitioned()
+    assert not decided(decider, body, gpu, cores, pair, node()).missing
+    pair["metadata"]["labels"] = {"app.kubernetes.io/managed-by": "ensemble-operator"}
+    (missing,) = decided(decider, body, gpu, cores, pair, node()).missing
+    assert missing.want[-1] == MEMORY
 
 
 def test_nobody_waits_for_a_pair_that_there_is_not(decider):

@@ -133,23 +133,25 @@ def test_a_status_stays_within_what_the_crd_permits():
         (Decision(frozen=True, waiting="no inventory"), "Planned", ("Unknown", "Waiting")),
         (Decision(suspended=True), "Suspended", ("True", "Suspended")),
         (
-            replace(DECISION, plans={}, frozen=True, missing=(Missing((DIGEST, "T4", "FP32"), "a", GPU),)),
+            replace(DECISION, plans={}, frozen=True, missing=(Missing((DIGEST, "T4", "FP32", None), "a", GPU),)),
             "Profiled",
             ("False", "Profiling"),
         ),
         (
-            replace(DECISION, missing=(Missing((DIGEST, "T4", "FP32"), "a", None),)),
+            replace(DECISION, missing=(Missing((DIGEST, "T4", "FP32", None), "a", None),)),
             "Profiled",
             ("False", "NoDeviceToMeasureOn"),
         ),
         (
-            replace(DECISION, plans={}, missing=(Missing((DIGEST, "T4", "FP32"), "a", None, "404"),)),
+            replace(DECISION, plans={}, missing=(Missing((DIGEST, "T4", "FP32", None), "a", None, "404"),)),
             "Profiled",
             ("False", "ProfilingFailed"),
         ),
         (
             replace(
-                DECISION, plans={}, missing=(Missing((DIGEST, "T4", "FP32"), "a", GPU, trouble="ErrImagePull: no"),)
+                DECISION,
+                plans={},
+                missing=(Missing((DIGEST, "T4", "FP32", None), "a", GPU, trouble="ErrImagePull: no"),),
             ),
             "Profiled",
             ("False", "ErrImagePull"),
@@ -175,7 +177,7 @@ def test_a_pods_trouble_and_its_last_failure_are_told_and_the_failure_outlives_t
 
 
 def test_the_pod_that_cannot_measure_is_named_with_what_keeps_it():
-    missing = (Missing((DIGEST, "T4", "FP32"), "a", GPU, trouble="ErrImagePull: no such host"),)
+    missing = (Missing((DIGEST, "T4", "FP32", None), "a", GPU, trouble="ErrImagePull: no such host"),)
     written = status(view(replace(DECISION, plans={}, missing=missing), there={}, ready=0), {}, NOW)
 
     (profiled,) = (c for c in written["conditions"] if c["type"] == "Profiled")
