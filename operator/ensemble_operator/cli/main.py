@@ -69,7 +69,8 @@ def up(
     """Serve an ensemble on this machine until Ctrl-C.
 
     Checks the manifest, fetches the models, measures what is not known of their cost, plans, starts the runtime, and
-    says when it is ready and how to send a request.
+    says when it is ready and how to send a request. What `plan --measure` found to be the fastest is served as it was
+    measured.
 
     [bold]Examples[/]
 
@@ -87,7 +88,7 @@ def plan(
     file: Manifest,
     profiles: ProfileFiles = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Try the best three plans live; keep the fastest.")
+        bool, typer.Option("--measure", help="Try the best three plans live; `plan` and `up` then use the fastest.")
     ] = False,
     what_if: Annotated[
         str,
@@ -108,6 +109,9 @@ def plan(
     The same input gives the same plan, however long that takes; --seconds or Ctrl-C end the search with the best plan
     so far. Simulated devices (`spec.devices.simulated`) need neither models nor hardware: their costs stand in
     ModelProfile documents.
+
+    With --measure and objective Throughput, the fastest is kept under ~/.cache/ensembles (or $XDG_CACHE_HOME), and is
+    what `plan` shows and `up` serves until the manifest, a model, a profile or a device changes.
 
     [bold]Examples[/]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ensemble_operator.cli.explaining import explained, explained_table, write_page
-from ensemble_operator.cli.output import Output, emit, figure, grid
+from ensemble_operator.cli.output import Output, emit, figure, grid, note
 from ensemble_operator.cli.planning import best_plans
 from ensemble_operator.cli.preparing import Prepared, prepare
 from ensemble_operator.planner.explain import what_if
@@ -15,6 +15,7 @@ from ensemble_operator.planner.explain import what_if
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from ensemble_operator.cli.trying import Trial
     from ensemble_operator.planner.plan import Plan
 
 
@@ -31,12 +32,12 @@ def show_plan(
     page: Path | None,
     output: Output,
 ) -> None:
-    """Plan a manifest, and print the plan with its reasons.
+    """Plan a manifest, and print the plan with its reasons; one that was measured and kept counts before others.
 
     Args:
         file: The manifest.
         profiles: Files of ModelProfiles besides.
-        measure: Try the best few plans live, and print the fastest.
+        measure: Try the best few plans live, print the fastest, and keep it for the next time.
         seconds: How long to search at the most.
         change: Devices to add to those that are there, or to take away, by type.
         page: Where to write an HTML page besides.
@@ -46,32 +47,55 @@ def show_plan(
         EnsembleError: Something is wrong or missing, or does not fit.
     """
     prepared = prepare(file, profiles)
-    problem = what_if(prepared.problem, change) if change else prepared.problem
-    plans = best_plans(problem, _TRIES if measure else 1, anytime=True, seconds=seconds)
-    best = _tried(prepared, plans, output) if measure else plans[0]
+    if measure:
+        shown = _tried(prepared, best_plans(prepared.problem, _TRIES, anytime=True, seconds=seconds), output)
+    else:
+        shown = _planned(prepared, change, seconds, output)
     if page is not None:
-        write_page(best, page)
-    if not measure:
-        emit(output, explained(best), lambda: explained_table(best))
+        write_page(shown, page)
 
 
-def _tried(prepared: Prepared, plans: Sequence[Plan], output: Output) -> Plan:
-    """Try plans live, print how they did, and give the fastest."""
-    from ensemble_operator.cli.trying import measured_rates
+def _planned(prepared: Prepared, change: Mapping[str, int], seconds: float, output: Output) -> Plan:
+    """Print the plan that `up` would serve, or that of other devices."""
+    from ensemble_operator.cli.measured_plans import kept
 
-    tried = list(zip(plans, measured_rates(prepared, plans), strict=True))
-    best, rate = max(tried, key=lambda pair: pair[1])
-    document = explained(best) | {
-        "measuredRate": rate,
-        "tried": [{"digest": p.digest, "rate": p.rate, "measuredRate": r} for p, r in tried],
-    }
-    emit(output, document, lambda: _trial(tried, best, rate))
+    found = None if change else kept(prepared)
+    if found is not None:
+        document = explained(found.plan) | {"measuredRate": found.rate}
+        emit(output, document, lambda: explained_table(found.plan, found.rate))
+        return found.plan
+    problem = what_if(prepared.problem, change) if change else prepared.problem
+    (best,) = best_plans(problem, anytime=True, seconds=seconds)
+    emit(output, explained(best), lambda: explained_table(best))
     return best
 
 
-def _trial(tried: Sequence[tuple[Plan, float]], best: Plan, rate: float) -> RenderableType:
+def _tried(prepared: Prepared, plans: Sequence[Plan], output: Output) -> Plan:
+    """Try plans live, print how they did, and keep the fastest."""
+    from ensemble_operator.cli.measured_plans import Measured, keep
+    from ensemble_operator.cli.trying import try_plans
+
+    trials = try_plans(prepared, plans)
+    best = max(trials, key=lambda trial: trial.rate)
+    document = explained(best.plan) | {
+        "measuredRate": best.rate,
+        "tried": [
+            {"digest": t.plan.digest, "rate": t.plan.rate, "measuredRate": t.rate}
+            | ({"failure": t.failure} if t.failure else {})
+            for t in trials
+        ],
+    }
+    emit(output, document, lambda: _trials(trials, best))
+    if keep(prepared, Measured(best.plan, best.rate)):
+        note(
+            f"kept: `ensemblectl up` serves plan {best.plan.digest} until manifest, models, profiles or devices change"
+        )
+    return best.plan
+
+
+def _trials(trials: Sequence[Trial], best: Trial) -> RenderableType:
     from rich.console import Group
 
-    rows = [[plan.digest, figure(plan.rate), figure(measured)] for plan, measured in tried]
+    rows = [[t.plan.digest, figure(t.plan.rate), "failed" if t.failure else figure(t.rate)] for t in trials]
     columns = ["plan", "predicted rows/s", "measured rows/s"]
-    return Group(grid("Plans tried", columns, rows), explained_table(best, rate))
+    return Group(grid("Plans tried", columns, rows), explained_table(best.plan, best.rate))

@@ -1,19 +1,21 @@
-"""`plan --measure`: starts a runtime with each of the best few plans, puts load on it, and keeps the winner."""
+"""`plan --measure`: starts a runtime with each of the best few plans, and puts load on it."""
 
 from __future__ import annotations
 
 import math
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ensemble_operator.cli.loading import Load, put_load
-from ensemble_operator.cli.output import figure, progress
+from ensemble_operator.cli.output import figure, note, progress
 from ensemble_operator.cli.preparing import Prepared
 from ensemble_operator.cli.runtime_process import RuntimeProcess
 from ensemble_operator.cli.server import Server, find
 from ensemble_operator.manifests.runtime_config import runtime_config
 from ensemble_runtime.config import Listen
+from ensemble_runtime.errors import EnsembleError
 
 if TYPE_CHECKING:
     from ensemble_operator.planner.plan import Plan
@@ -24,20 +26,39 @@ _MOST_ROWS = 256
 _CONNECTIONS = (4, 64)
 
 
-def measured_rates(prepared: Prepared, plans: Sequence[Plan]) -> list[float]:
-    """Rows per second that each plan reaches, live on this machine.
+@dataclass(frozen=True)
+class Trial:
+    """A plan, and what it reached, live on this machine."""
+
+    plan: Plan
+    rate: float
+    """Rows per second; 0 if it failed."""
+    failure: str | None = None
+
+
+def try_plans(prepared: Prepared, plans: Sequence[Plan]) -> list[Trial]:
+    """Try plans one after the other; one that fails does not keep the others from being tried.
 
     Raises:
-        EnsembleError: A runtime could not start, or answered with errors.
+        EnsembleError: All failed: what the first one met, a runtime that could not start or that answered with errors.
     """
     with progress() as bar:
         task = bar.add_task("measuring", total=len(plans), detail="")
-        rates: list[float] = []
+        trials: list[Trial] = []
+        failures: list[EnsembleError] = []
         for i, plan in enumerate(plans):
-            best = f", best so far {figure(max(rates))} rows/s" if rates else ""
-            bar.update(task, completed=i, detail=f"plan {i + 1} of {len(plans)}{best}")
-            rates.append(_rate(prepared, plan))
-        return rates
+            best = max((trial.rate for trial in trials), default=0.0)
+            so_far = f", best so far {figure(best)} rows/s" if best else ""
+            bar.update(task, completed=i, detail=f"plan {i + 1} of {len(plans)}{so_far}")
+            try:
+                trials.append(Trial(plan, _rate(prepared, plan)))
+            except EnsembleError as error:
+                note(f"plan {plan.digest}: {error}")
+                failures.append(error)
+                trials.append(Trial(plan, 0.0, str(error)))
+    if len(failures) == len(plans):
+        raise failures[0]
+    return trials
 
 
 def _rate(prepared: Prepared, plan: Plan) -> float:

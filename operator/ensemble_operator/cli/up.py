@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ensemble_operator.cli.measured_plans import kept
 from ensemble_operator.cli.output import Output, emit, note
 from ensemble_operator.cli.planning import best_plans, plan_table
 from ensemble_operator.cli.preparing import prepare
@@ -23,14 +24,16 @@ def serve(file: Path, host: str, port: int, profiles: Sequence[Path], *, verbose
     with stopped_by_sigterm():
         try:
             prepared = prepare(file, profiles)
-            (plan,) = best_plans(prepared.problem)
+            measured = kept(prepared)
+            plan, rate = (measured.plan, measured.rate) if measured else (best_plans(prepared.problem)[0], None)
             config = runtime_config(prepared.ensemble, prepared.digests, plan, Listen(host=host, port=port))
             if output is Output.TABLE:
-                emit(output, None, lambda: plan_table(plan))
+                emit(output, None, lambda: plan_table(plan, rate))
             with RuntimeProcess(config, log_level="INFO" if verbose else "WARNING") as runtime:
                 runtime.wait_until_ready()
                 if output is not Output.TABLE:
-                    emit(output, {"url": runtime.url, "plan": plan.document()}, lambda: "")
+                    document = {"url": runtime.url, "plan": plan.document()}
+                    emit(output, document | ({"measuredRate": rate} if rate else {}), lambda: "")
                 note(_greeting(config, runtime.url))
                 runtime.wait()
                 return 0

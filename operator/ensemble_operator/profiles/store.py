@@ -91,7 +91,7 @@ class ProfileStore:
             before = self._read(*key_of(profile))
             whole = joined(_profile(before), profile) if before else profile
             factors = {**(before.interference if before else {}), **(interference or {})}
-            _replace(path, self._stored(whole, factors).model_dump_json(by_alias=True))
+            replace_file(path, self._stored(whole, factors).model_dump_json(by_alias=True))
 
     def _stored(self, profile: Profile, factors: dict[str, float]) -> _StoredProfile:
         return _StoredProfile(
@@ -136,7 +136,7 @@ def _profile(stored: _StoredProfile) -> Profile:
     return Profile(stored.digest, stored.device_type, stored.precision, tuple(points), stored.partition)
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """Write a file so that a reader, or a crash, finds the old one or the new one."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".new-", delete=False) as file:
         file.write(text)

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -20,6 +20,11 @@ import psutil
 import pytest
 import yaml
 from onnx import TensorProto, helper
+
+from ensemble_operator.cli import trying
+from ensemble_operator.cli.preparing import prepare
+from ensemble_operator.planner.given import given_plan
+from ensemble_runtime.errors import EnsembleError
 
 SECONDS_TO_START = 60
 SECONDS_TO_STOP = 30
@@ -41,20 +46,27 @@ def ensemblectl(environment: dict[str, str]) -> Run:
     return run
 
 
-def write_manifest(path: Path, *, simulated: bool, members: list[dict[str, object]], cost: float = 0.002) -> Path:
-    """A manifest of members that take x (rows, 4) and put out y (rows, 4); simulated ones cost the same each batch."""
+def write_manifest(
+    path: Path,
+    *,
+    simulated: bool,
+    members: list[dict[str, object]],
+    costs: Mapping[int, float] = {1: 0.002, 8: 0.002},
+    serving: Mapping[str, object] = {},
+) -> Path:
+    """A manifest of members that take x (rows, 4) and put out y (rows, 4); simulated ones cost what is said."""
     spec = {
         "members": members,
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [4]}],
         "outputs": [{"name": "y", "datatype": "FP32", "shape": [4]}],
         "combination": {"predictions": "Values"},
-        "serving": {"drainMs": 1000},
+        "serving": {"drainMs": 1000, **serving},
         "devices": {"simulated": [{"type": "A100", "memoryMib": 1000}]} if simulated else {"kinds": ["CPU"]},
     }
     envelope = {"apiVersion": "ensembles.dev/v1alpha1", "metadata": {"name": "demo"}}
     documents = [envelope | {"kind": "InferenceEnsemble", "spec": spec}]
     for member in members if simulated else []:
-        points = [{"batchSize": size, "seconds": cost, "memoryMib": 100} for size in (1, 8)]
+        points = [{"batchSize": size, "seconds": cost, "memoryMib": 100} for size, cost in costs.items()]
         model = member["model"]
         assert isinstance(model, dict)
         profile = {"model": {"sha256": model["sha256"]}, "deviceType": "A100", "points": points}
@@ -81,9 +93,11 @@ def free_port() -> int:
 class Served:
     """`ensemblectl up`, and all processes that it started."""
 
-    def __init__(self, process: subprocess.Popen[str], port: int) -> None:
+    def __init__(self, process: subprocess.Popen[str], port: int, said: str) -> None:
         self.process = process
         self.port = port
+        self.said = said
+        """On stderr, until it was ready."""
         self.url = f"http://127.0.0.1:{port}"
         self.family = psutil.Process(process.pid).children(recursive=True)
 
@@ -122,7 +136,7 @@ def up(environment: dict[str, str]) -> Up:
                     break
             else:
                 pytest.fail(f"not ready: {''.join(lines)}")
-            yield Served(process, port)
+            yield Served(process, port, "".join(lines))
         finally:
             process.kill()
             process.communicate()
@@ -183,17 +197,58 @@ def test_a_port_that_is_taken_is_refused_before_anything_starts(ensemblectl: Run
     assert "choose another --port" in done.stderr
 
 
-def test_plans_are_tried_live(ensemblectl: Run, tmp_path: Path) -> None:
+def test_plans_are_tried_live_and_the_fastest_is_served(ensemblectl: Run, up: Up, tmp_path: Path) -> None:
     members: list[dict[str, object]] = [
         {"name": "a", "model": {"uri": "https://nowhere/m", "format": "ONNX", "sha256": "a" * 64}, "batchSizes": [8]}
     ]
-    manifest = write_manifest(tmp_path / "one.yaml", simulated=True, members=members, cost=0.05)
+    manifest = write_manifest(tmp_path / "one.yaml", simulated=True, members=members, costs={8: 0.05})
     done = ensemblectl("plan", manifest, "--measure", "-o", "json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert plan["rate"] == pytest.approx(160)
     assert 0 < plan["measuredRate"] <= 176
     assert [t["digest"] for t in plan["tried"]] == [plan["digest"]]
+
+    again = ensemblectl("plan", manifest, "-o", "json")
+    assert json.loads(again.stdout)["measuredRate"] == plan["measuredRate"]
+    with up(manifest, "-o", "json") as served:
+        assert "plan --measure" in served.said
+        assert served.signalled(signal.SIGTERM) == 0
+        assert served.process.stdout is not None
+        ready = json.loads(served.process.stdout.read())
+    assert (ready["plan"]["digest"], ready["measuredRate"]) == (plan["digest"], plan["measuredRate"])
+
+
+@pytest.fixture
+def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans are tried for less long."""
+    monkeypatch.setattr(trying, "_SECONDS", 0.5)
+
+
+def trials(manifest: Path, *sizes: int) -> list[trying.Trial]:
+    """Tries plans of one member on one device, at these batch sizes."""
+    prepared = prepare(manifest, [])
+    plans = [given_plan(prepared.problem, {("local", "sim0", "a"): size}) for size in sizes]
+    return trying.try_plans(prepared, plans)
+
+
+def test_a_plan_that_fails_does_not_keep_the_others_from_being_tried(
+    briefly: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A batch of 8 takes longer than a member is given, which only shows when it is served."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    members: list[dict[str, object]] = [
+        {"name": "a", "model": {"uri": "https://nowhere/m", "format": "ONNX", "sha256": "a" * 64}}
+    ]
+    limit = {"memberTimeoutMs": 300}
+    costs = {1: 0.01, 8: 1.0}
+    manifest = write_manifest(tmp_path / "one.yaml", simulated=True, members=members, costs=costs, serving=limit)
+    failed, tried = trials(manifest, 8, 1)
+    assert failed.rate == 0 and failed.failure
+    assert f"plan {failed.plan.digest}: {failed.failure}" in capfd.readouterr().err
+    assert tried.rate > 0 and tried.failure is None
+    with pytest.raises(EnsembleError):
+        trials(manifest, 8)
 
 
 def write_model(path: Path) -> str:
