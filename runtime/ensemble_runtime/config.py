@@ -7,114 +7,61 @@ neither torch nor aiohttp nor numpy, so that the control plane can use it.
 from __future__ import annotations
 
 import re
-from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
-from pydantic.alias_generators import to_camel
+from pydantic import Field, StringConstraints, model_validator
 
-MAX_DIMENSIONS = 8
-MAX_MEMBERS = 256
+from ensemble_runtime.words import (
+    MAX_DIMENSIONS,
+    MAX_MEMBERS,
+    BatchSize,
+    Datatype,
+    DeviceKind,
+    Hosting,
+    ModelFormat,
+    Name,
+    ObjectName,
+    PartitionObjective,
+    Precision,
+    Predictions,
+    Rule,
+    Schema,
+    Sha256,
+    TensorName,
+)
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
-ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
-TensorName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:/-]+$", max_length=128)]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-BatchSize = Annotated[int, Field(ge=1, le=65536)]
-
-
-class Schema(BaseModel):
-    """Base of every document: immutable, camelCase on the wire, unknown fields refused."""
-
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True)
-
-
-class ModelFormat(StrEnum):
-    """How a model file is to be read."""
-
-    TORCH_EXPORT = "TorchExport"
-    TORCH_SCRIPT = "TorchScript"
-    ONNX = "ONNX"
-
-
-class Precision(StrEnum):
-    """The floating-point type that a member computes in."""
-
-    FP32 = "FP32"
-    FP16 = "FP16"
-    BF16 = "BF16"
-
-
-class DeviceKind(StrEnum):
-    """What a device is made of."""
-
-    GPU = "GPU"
-    CPU = "CPU"
-    SIMULATED = "Simulated"
-
-
-class Datatype(StrEnum):
-    """Tensor element types of the Open Inference Protocol v2 that a tensor model can take."""
-
-    BOOL = "BOOL"
-    UINT8 = "UINT8"
-    UINT16 = "UINT16"
-    UINT32 = "UINT32"
-    UINT64 = "UINT64"
-    INT8 = "INT8"
-    INT16 = "INT16"
-    INT32 = "INT32"
-    INT64 = "INT64"
-    FP16 = "FP16"
-    FP32 = "FP32"
-    FP64 = "FP64"
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one element."""
-        return 1 if self is Datatype.BOOL else int("".join(filter(str.isdigit, self.value))) // 8
-
-    @property
-    def numpy(self) -> str:
-        """The little-endian numpy type string of one element, e.g. ``<f4``."""
-        kind = {"B": "b", "U": "u", "I": "i", "F": "f"}[self.value[0]]
-        return "|b1" if self is Datatype.BOOL else f"<{kind}{self.itemsize}"
-
-
-class Rule(StrEnum):
-    """How the members' predictions become one."""
-
-    MEAN = "Mean"
-    WEIGHTED_MEAN = "WeightedMean"
-    SOFT_VOTE = "SoftVote"
-    HARD_VOTE = "HardVote"
-    MEDIAN = "Median"
-    TRIMMED_MEAN = "TrimmedMean"
-    GEOMETRIC_MEAN = "GeometricMean"
-    MAXIMUM = "Maximum"
-    STACKING = "Stacking"
-
-
-class Predictions(StrEnum):
-    """What the members' outputs are: class probabilities, logits (softmax is applied per member), or plain values."""
-
-    PROBABILITIES = "Probabilities"
-    LOGITS = "Logits"
-    VALUES = "Values"
-
-
-class Hosting(StrEnum):
-    """How many cells one prediction process hosts: one, or all those of its device."""
-
-    PER_CELL = "PerCell"
-    PER_DEVICE = "PerDevice"
-
-
-class PartitionObjective(StrEnum):
-    """What the split of one member over two devices is to be best at."""
-
-    LATENCY = "Latency"
-    MEMORY = "Memory"
+__all__ = [
+    "MAX_DIMENSIONS",
+    "MAX_MEMBERS",
+    "BatchSize",
+    "Cell",
+    "Combination",
+    "Datatype",
+    "Device",
+    "DeviceKind",
+    "Hosting",
+    "Listen",
+    "Member",
+    "ModelFormat",
+    "ModelSource",
+    "Name",
+    "ObjectName",
+    "Partition",
+    "PartitionObjective",
+    "Precision",
+    "Predictions",
+    "Quorum",
+    "Remote",
+    "Rule",
+    "RuntimeConfig",
+    "Schema",
+    "Serving",
+    "Sha256",
+    "Shard",
+    "TensorName",
+    "TensorSpec",
+    "core_count",
+]
 
 
 class ModelSource(Schema):
@@ -222,6 +169,9 @@ class Quorum(Schema):
     deadline_ms: float = Field(gt=0, le=3_600_000, description="From the request's arrival; then the answer leaves.")
 
 
+_LEAST_PATIENCE_MS = 5_000
+
+
 class Serving(Schema):
     """Limits and habits of serving."""
 
@@ -240,16 +190,28 @@ class Serving(Schema):
         description="Most rows in the pipeline and in one request; default: what 256 MiB hold, from 64 to 8192.",
     )
     max_body_mib: int = Field(64, ge=1, le=16_384, description="Largest request body, also after decompression.")
-    member_timeout_ms: float = Field(
-        60_000,
+    member_timeout_ms: float | None = Field(
+        None,
         gt=0,
         le=3_600_000,
-        description="A member that computes longer on one batch is taken for hung and restarted.",
+        description=(
+            "A member that computes longer on one batch is taken for hung and restarted; "
+            "default: a third of timeoutMs, but at least 5000."
+        ),
     )
     startup_timeout_ms: float = Field(600_000, gt=0, description="Loading and warm-up of a member may take this long.")
     drain_ms: float = Field(10_000, ge=0, le=3_600_000, description="On stop, requests in flight get this long.")
     quorum: Quorum | None = Field(None, description="Without it an answer needs every member.")
     hosting: Hosting = Field(Hosting.PER_CELL, description="Cells that share a prediction process.")
+
+    @property
+    def patience(self) -> float:
+        """Seconds of one batch after which a member is taken for hung.
+
+        By default a third of a request's time: what hangs is tried once more alone, and those behind it have the last
+        third. Whatever is waited for, a process that the kernel only holds up for a while is not to be killed.
+        """
+        return (self.member_timeout_ms or max(self.timeout_ms / 3, _LEAST_PATIENCE_MS)) / 1000
 
 
 def core_count(device_type: str) -> int:

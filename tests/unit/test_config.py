@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ensemble_runtime.config import RuntimeConfig
+from ensemble_runtime.config import RuntimeConfig, Serving
 
 
 def document() -> dict[str, Any]:
@@ -49,3 +49,17 @@ def test_a_contradiction_names_its_field(change: Any, message: str) -> None:
     change(broken)
     with pytest.raises(ValidationError, match=message):
         RuntimeConfig.model_validate(broken)
+
+
+@pytest.mark.parametrize("timeout", [15_000, 30_000, 3_600_000])
+def test_what_waits_behind_a_member_that_hangs_twice_has_a_third_of_its_time_left(timeout: float) -> None:
+    assert Serving(timeout_ms=timeout).patience == pytest.approx(timeout / 3000)
+
+
+def test_a_member_that_is_held_up_for_a_while_is_not_taken_for_hung_however_short_the_time_of_a_request() -> None:
+    assert Serving(timeout_ms=200).patience == 5
+
+
+def test_what_a_manifest_says_of_a_members_time_holds() -> None:
+    assert Serving(timeout_ms=1000, member_timeout_ms=60_000).patience == 60
+    assert Serving(member_timeout_ms=50).patience == 0.05

@@ -59,7 +59,7 @@ def hanging(arena: Arena, lives: Mapping[str, Life], *, started: bool) -> Iterat
         StartupError: a member takes too long before anything was ready; it says which, and why if that is known.
     """
     serving, now = arena.config.serving, time.monotonic()
-    patience = serving.member_timeout_ms / 1000
+    patience = serving.patience
     for role, life in lives.items():
         if life.pid and life.stopped and now - life.stopped > patience:
             log.error("process stays stopped", extra={"role": role, "pid": life.pid})
