@@ -166,7 +166,9 @@ class Quorum(Schema):
     """When an answer may leave without all members."""
 
     min_members: int = Field(ge=1, description="Fewest members that an answer may be made of.")
-    deadline_ms: float = Field(gt=0, le=3_600_000, description="From the request's arrival; then the answer leaves.")
+    deadline_ms: float = Field(
+        gt=0, le=3_600_000, description="From the end of the request's head; then the answer leaves."
+    )
 
 
 _LEAST_PATIENCE_MS = 5_000
@@ -175,7 +177,9 @@ _LEAST_PATIENCE_MS = 5_000
 class Serving(Schema):
     """Limits and habits of serving."""
 
-    timeout_ms: float = Field(30_000, gt=0, le=3_600_000, description="A request's time, queueing included.")
+    timeout_ms: float = Field(
+        30_000, gt=0, le=3_600_000, description="A request's time, its body and queueing included."
+    )
     batch_delay_ms: float = Field(
         0,
         ge=0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter_ns
 from typing import Any
 
@@ -31,6 +32,9 @@ INLINE_BYTES = 65_536
 
 _GATHER_BODIES = 4
 """JSON bodies wait outside the arena; together they may take this many times the largest body."""
+
+_NOTICEABLE_NS = 1_000_000
+"""The pipeline looks at deadlines no more often: a body that takes less is not worth an account of it."""
 
 _logger = logging.getLogger(__name__)
 
@@ -213,7 +217,10 @@ class Exchange:
             if self._refusal is None and self._lease is not None and self._request is not None:
                 self._forget_body()
                 self._submitted = perf_counter_ns()
-                self._inference.pipeline.submit(self._lease, self._request.options, self._finish)
+                options, age = self._request.options, self._submitted - self._started
+                if age > _NOTICEABLE_NS:
+                    options = replace(options, age=age / 1e9)
+                self._inference.pipeline.submit(self._lease, options, self._finish)
                 return
         except RefusedError as error:
             self._refuse(error)

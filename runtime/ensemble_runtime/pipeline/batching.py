@@ -206,6 +206,8 @@ class Batcher:
     # -- out to the members -------------------------------------------------------------------------------------------
 
     def _flush(self) -> None:
+        if not self._pending and not self._urgent:
+            return
         for queue, leases in ((NORMAL, self._pending), (HIGH, self._urgent)):
             if leases:
                 self._push(queue, leases)
@@ -333,12 +335,12 @@ class Batcher:
 
     def _watch(self, slot: int, options: Options) -> None:
         """Note a request's deadlines; one timer looks after all of them."""
-        now = self._loop.time()
+        arrival = self._loop.time() - options.age
         timeout = options.timeout or self._timeout
-        self._timeouts[slot] = now + timeout
+        self._timeouts[slot] = arrival + timeout
         patience = options.deadline or self._patience
         if patience < math.inf:
-            self._deadlines[slot] = now + patience
+            self._deadlines[slot] = arrival + patience
         shortest = min(timeout, patience)
         if shortest < self._shortest:
             self._shortest = shortest
@@ -353,6 +355,7 @@ class Batcher:
 
     def _look_at_the_clock(self) -> None:
         self._sweep = None
+        self._flush()  # whoever is told that a request ends must have heard of it
         now = self._loop.time()
         for slot in np.flatnonzero(self._deadlines <= now).tolist():
             self._deadlines[slot] = now + _DEAD_COMBINER_GRACE

@@ -44,7 +44,7 @@ COMPLETE = Outcome(Verdict.COMPLETE, {})
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a request asks for. Times are in seconds from its arrival; None: as the configuration says."""
+    """What a request asks for. Times are in seconds from its arrival, its head's; None: as the configuration says."""
 
     priority: int = 0
     """Requests above 0 overtake those at 0."""
@@ -55,6 +55,8 @@ class Options:
     disagreement: bool = False
     individually: bool = False
     """Whether members' own outputs will be read."""
+    age: float = 0.0
+    """Seconds from the request's arrival to `submit`: what its body took, where that counts."""
     only: tuple[str, ...] | None = None
     """In a shard: the members that are asked; the combined output then means nothing."""
 

@@ -140,9 +140,9 @@ class ArrayPipeline:
         for member in members:
             lease.timers.append(loop.call_later(self.delays.get(member, 0), arrive, member))
         if deadline is not None:
-            lease.timers.append(loop.call_later(deadline, late, Verdict.PARTIAL))
+            lease.timers.append(loop.call_later(deadline - options.age, late, Verdict.PARTIAL))
         timeout = options.timeout or serving.timeout_ms / 1e3
-        lease.timers.append(loop.call_later(timeout, late, Verdict.TIMED_OUT))
+        lease.timers.append(loop.call_later(timeout - options.age, late, Verdict.TIMED_OUT))
 
     def cancel(self, lease: ArrayLease) -> None:
         for timer in lease.timers:

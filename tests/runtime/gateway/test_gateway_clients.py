@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -113,6 +114,19 @@ def test_a_body_that_takes_too_long_is_408(start: Any, lane: str) -> None:
         assert response is not None and response.status == 408
         assert response.json == {"error": "the request took longer than 0.3 s to arrive"}
     assert served.idle()
+
+
+def test_what_a_body_takes_is_part_of_the_requests_time(served: Any, lane: str) -> None:
+    served.pipeline.delays["a"] = 60
+    header = json.dumps({"inputs": [TENSOR | {"data": [0] * 4}], "parameters": {"timeout": 200_000}}).encode()
+    with served.wire() as wire:
+        wire.say(served.head(header, lane) + header[:-1])
+        time.sleep(0.2)
+        wire.say(header[-1:])
+        response = wire.hear()
+        assert response is not None and response.status == 504
+    (seen,) = served.pipeline.seen
+    assert seen.age > 0.1
 
 
 def test_bodies_that_are_gathered_are_bounded_together(start: Any) -> None:

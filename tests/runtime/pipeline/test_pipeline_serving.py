@@ -93,6 +93,11 @@ async def late_members(client: Any) -> None:
     # Two of two members by a deadline that only one meets: the deadline alone is no answer.
     complete = await client.ask_and_check(3, min_members=2, deadline=0.1, timeout=20)
     assert complete.outcome.verdict is Verdict.COMPLETE
+    # What the body took on its way is part of both times: here there is nothing left of them.
+    answer = await client.ask(client.rows(3), timeout=3600, age=3600.0)
+    assert answer.outcome.verdict is Verdict.TIMED_OUT
+    partial = await client.ask_and_check(3, min_members=1, deadline=600, age=600.0, timeout=3600)
+    assert partial.outcome.missing == {"slow": "did not answer in time"}
     await client.settled()
 
 

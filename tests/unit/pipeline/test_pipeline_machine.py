@@ -114,8 +114,11 @@ class Pipeline(RuleBasedStateMachine):
         asks=st.booleans(),
         times=st.tuples(st.none() | st.floats(1, 20), st.none() | st.floats(0.5, 4)),
         min_members=st.none() | st.integers(1, 3),
+        age=st.just(0.0) | st.floats(0.001, 5),
     )
-    def submit(self, rows: int, length: int, priority: int, asks: bool, times: Any, min_members: int | None) -> None:
+    def submit(
+        self, rows: int, length: int, priority: int, asks: bool, times: Any, min_members: int | None, age: float = 0.0
+    ) -> None:
         shape = (length if self.variable else 3,)
         free, slots = self.batcher._rows.free, len(self.batcher._slots)
         try:
@@ -127,13 +130,13 @@ class Pipeline(RuleBasedStateMachine):
         self.inputs_seen += 1
         np.frombuffer(lease.input(0), "f4").reshape(values.shape)[...] = values
         timeout, deadline = times
-        serving, now = self.config.serving, self.loop.time()
+        serving, arrival = self.config.serving, self.loop.time() - age
         patience = deadline or (serving.quorum.deadline_ms / 1e3 if serving.quorum else np.inf)
         needed = min_members or (serving.quorum.min_members if serving.quorum else len(self.combined))
         request = Request(
-            lease, values, min(needed, len(self.combined)), now + patience, now + (timeout or TIMEOUT), asks
+            lease, values, min(needed, len(self.combined)), arrival + patience, arrival + (timeout or TIMEOUT), asks
         )
-        options = Options(priority, timeout, min_members, deadline, asks)
+        options = Options(priority, timeout, min_members, deadline, asks, age=age)
         self.batcher.submit(lease, options, lambda outcome: self.answered.append((request, outcome)))
         self.requests.append(request)
 
@@ -521,6 +524,17 @@ def test_a_deadline_outlives_the_combiner_that_heard_of_it(play: Callable[..., P
     listen(pipeline)
     assert request.outcomes == [Outcome(Verdict.PARTIAL, {"c": "did not answer in time"})]
     assert pipeline.arena.flags[request.lease.slot] & CANCELLED, "nobody needs to begin on it any more"
+
+
+def test_a_deadline_that_is_over_on_arrival_counts_at_once(play: Callable[..., Pipeline]) -> None:
+    pipeline = play(quorum=True)
+    pipeline.submit(rows=2, length=3, priority=0, asks=False, times=(None, None), min_members=None, age=2.5)
+    (request,) = pipeline.requests
+    pipeline.batcher._look_at_the_clock()  # uvloop's timers come before what was left for the next turn
+    answer(pipeline, "a")
+    assert not request.outcomes
+    answer(pipeline, "b")
+    assert request.outcomes == [Outcome(Verdict.PARTIAL, {"c": "did not answer in time"})]
 
 
 def test_an_answer_stays_as_it_left_although_the_combiner_died_and_the_rest_arrived(
