@@ -16,6 +16,7 @@ from ensemble_runtime import report
 from ensemble_runtime.config import RuntimeConfig, Schema
 from ensemble_runtime.errors import EnsembleError, ManifestError, ModelEvictedError, ModelNotCachedError
 from ensemble_runtime.logs import log_to_stderr
+from ensemble_runtime.words import spelled
 
 Document = TypeVar("Document", bound=Schema)
 
@@ -176,14 +177,8 @@ def _read(path: Path, document: type[Document]) -> Document:
     except OSError as error:
         raise ManifestError(f"{path}: {error.strerror}") from error
     except ValidationError as error:
-        faults = "\n".join(f"  {_place(fault['loc'])}: {fault['msg']}" for fault in error.errors())
+        faults = "\n".join(f"  {spelled(fault['loc']) or 'document'}: {fault['msg']}" for fault in error.errors())
         raise ManifestError(f"{path}: {error.error_count()} fault(s)\n{faults}") from error
-
-
-def _place(location: tuple[int | str, ...]) -> str:
-    """A fault's path, e.g. members[2].model.format."""
-    place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location)
-    return place.removeprefix(".") or "document"
 
 
 def _emit(record: object) -> None:

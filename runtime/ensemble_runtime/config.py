@@ -7,6 +7,7 @@ neither torch nor aiohttp nor numpy, so that the control plane can use it.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -28,6 +29,7 @@ from ensemble_runtime.words import (
     Schema,
     Sha256,
     TensorName,
+    spelled,
 )
 
 __all__ = [
@@ -160,6 +162,34 @@ class Combination(Schema):
         if self.model is not None and self.model.secret_name is not None and self.model.sha256 is None:
             raise ValueError("`model.sha256` is missing; what is fetched with a Secret is found again by its digest")
         return self
+
+    def contradictions(self, outputs: Sequence[TensorSpec]) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Why the rule cannot combine these outputs: the path of each field at fault, and what was expected."""
+        rule, predictions = self.rule.value, self.predictions.value
+        if self.rule is Rule.STACKING and len(outputs) > 1:
+            yield ("combination", "rule"), f"rule {rule} gives one output, expected no more, got {len(outputs)}"
+        for i, spec in enumerate(outputs):
+            place, last = ("outputs", i, "shape"), spec.shape[-1:]
+            if self._along_classes and last in ((), (1,)):
+                yield (
+                    place,
+                    f"rule {rule} on {predictions} works along the classes; expected a last dimension of 2 or more, "
+                    f"got {list(spec.shape)}. For plain numbers set combination.predictions: Values",
+                )
+            if self.rule is Rule.STACKING and last == (-1,):
+                yield (
+                    place,
+                    f"rule {rule} puts the members' values side by side along the last dimension; "
+                    f"expected one that is not variable, got {list(spec.shape)}",
+                )
+
+    @property
+    def _along_classes(self) -> bool:
+        """Whether the rule looks at the classes of a row together, along the last axis."""
+        apart = (Rule.MEAN, Rule.WEIGHTED_MEAN, Rule.SOFT_VOTE, Rule.STACKING)
+        return self.predictions is Predictions.LOGITS or (
+            self.predictions is Predictions.PROBABILITIES and self.rule not in apart
+        )
 
 
 class Quorum(Schema):
@@ -330,6 +360,8 @@ class RuntimeConfig(Schema):
             raise ValueError(
                 f"serving.quorum.minMembers: got {quorum.min_members}, expected at most the {combined} combined members"
             )
+        for path, message in self.combination.contradictions(self.outputs):
+            raise ValueError(f"{spelled(path)}: {message}")
         if unserved := members - {c.member for c in self.cells}:
             raise ValueError(f"cells: no cell serves {', '.join(sorted(unserved))}")
         return self

@@ -18,6 +18,11 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 BatchSize = Annotated[int, Field(ge=1, le=65536)]
 
 
+def spelled(path: tuple[str | int, ...]) -> str:
+    """A path into a document as a person writes it, e.g. members[2].model.format."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
+
+
 class Schema(BaseModel):
     """Base of every document: immutable, camelCase on the wire, unknown fields refused."""
 

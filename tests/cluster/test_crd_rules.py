@@ -18,6 +18,7 @@ from ensemble_runtime.errors import ManifestError
 pytestmark = pytest.mark.timeout(300)  # the first test starts the control plane
 SHA = "0123456789abcdef" * 4
 TOP = {"uri": "https://models.example/top.onnx", "format": "ONNX"}
+STACKING = {"rule": "Stacking", "model": TOP}
 
 
 def ensemble(**spec: Any) -> Manifest:
@@ -53,6 +54,10 @@ def model(**changes: Any) -> list[dict[str, Any]]:
     return [{**m, "model": {**m["model"], **changes}} for m in ensemble()["spec"]["members"]]
 
 
+def outputs(*shapes: list[int]) -> list[dict[str, Any]]:
+    return [{"name": f"y{i}", "datatype": "FP32", "shape": shape} for i, shape in enumerate(shapes)]
+
+
 # What the spec says, the field that the refusal names, and a part of its words.
 CONTRADICTIONS: list[tuple[Mapping[str, Any], str, str]] = [
     ({"members": members(shadow=True)}, "spec.members", "every member is a shadow"),
@@ -73,6 +78,11 @@ CONTRADICTIONS: list[tuple[Mapping[str, Any], str, str]] = [
         "spec.combination.model.sha256",
         "found again by its digest",
     ),
+    ({"combination": STACKING, "outputs": outputs([10], [2])}, "spec.combination.rule", "gives one output"),
+    ({"combination": STACKING, "outputs": outputs([10, -1])}, "spec.outputs", "one that is not variable"),
+    ({"combination": {"rule": "Median"}, "outputs": outputs([10], [])}, "spec.outputs", "works along the classes"),
+    ({"combination": {"rule": "HardVote"}, "outputs": outputs([3, 1])}, "spec.outputs", "works along the classes"),
+    ({"combination": {"predictions": "Logits"}, "outputs": outputs([1])}, "spec.outputs", "works along the classes"),
     ({"objective": {"goal": "Latency"}}, "spec.objective.rate", "goal Latency needs it"),
     ({"objective": {"goal": "FewestDevices", "p99Ms": 5}}, "spec.objective.rate", "goal FewestDevices needs it"),
     ({"objective": {"goal": "Goodput"}}, "spec.objective.p99Ms", "goal Goodput needs it"),
@@ -114,6 +124,11 @@ FINE: list[Mapping[str, Any]] = [
     {},
     {"combination": {"rule": "Stacking", "model": {**TOP, "secretName": "s", "sha256": SHA}}},
     {"combination": {"rule": "TrimmedMean", "trim": 0}},
+    {"combination": STACKING, "outputs": outputs([-1, 10])},
+    {"combination": STACKING, "outputs": outputs([])},
+    {"combination": {"rule": "SoftVote"}, "outputs": outputs([1], [], [-1])},
+    {"combination": {"rule": "HardVote", "predictions": "Values"}, "outputs": outputs([1], [])},
+    {"combination": {"rule": "GeometricMean", "predictions": "Logits"}, "outputs": outputs([-1])},
     {"objective": {"goal": "Latency", "rate": 5}},
     {"objective": {"goal": "FewestDevices", "rate": 5, "p99Ms": 5}},
     {"serving": {"quorum": {"minMembers": 2, "deadlineMs": 5}}},

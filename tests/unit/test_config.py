@@ -9,6 +9,8 @@ from pydantic import ValidationError
 
 from ensemble_runtime.config import RuntimeConfig, Serving
 
+STACKING = {"rule": "Stacking", "model": {"uri": "file:///top.onnx", "format": "ONNX"}}
+
 
 def document() -> dict[str, Any]:
     model = {"uri": "file:///m.onnx", "format": "ONNX"}
@@ -40,6 +42,14 @@ def test_a_sound_configuration_survives_its_own_json() -> None:
         (lambda d: d["cells"][0].update(member="c"), r"cells\[0\].member: no member is named 'c'"),
         (lambda d: d["members"][1].update(name="a"), "members: names must be unique"),
         (lambda d: d.update(combination={"rule": "Stacking"}), "required by rule Stacking"),
+        (
+            lambda d: d.update(combination=STACKING, outputs=d["outputs"] + d["inputs"]),
+            "combination.rule: rule Stacking gives one output, expected no more, got 2",
+        ),
+        (
+            lambda d: d.update(combination=STACKING) or d["outputs"][0].update(shape=[3, -1]),
+            r"outputs\[0\].shape: rule Stacking .* not variable, got \[3, -1\]",
+        ),
         (lambda d: d["inputs"][0].update(shape=[0]), "a dimension of 0 holds nothing"),
         (lambda d: d.update(sevring={}), "Extra inputs are not permitted"),
     ],
@@ -49,6 +59,26 @@ def test_a_contradiction_names_its_field(change: Any, message: str) -> None:
     change(broken)
     with pytest.raises(ValidationError, match=message):
         RuntimeConfig.model_validate(broken)
+
+
+def combining(shape: list[int], **combination: Any) -> RuntimeConfig:
+    outputs = [{"name": "p", "datatype": "FP32", "shape": [2]}, {"name": "y", "datatype": "FP32", "shape": shape}]
+    return RuntimeConfig.model_validate(document() | {"outputs": outputs, "combination": combination})
+
+
+@pytest.mark.parametrize("rule", ["HardVote", "Median", "TrimmedMean", "GeometricMean", "Maximum"])
+@pytest.mark.parametrize("shape", [[], [1], [4, 1]], ids=str)
+def test_rules_along_classes_refuse_an_output_without_classes(rule: str, shape: list[int]) -> None:
+    with pytest.raises(ValidationError, match=r"outputs\[1\].shape: .* 2 or more, got .*predictions: Values"):
+        combining(shape, rule=rule)
+    combining(shape, rule=rule, predictions="Values")
+    combining([4, -1], rule=rule)
+
+
+def test_a_mean_needs_no_classes_but_logits_do() -> None:
+    combining([], rule="Mean")
+    with pytest.raises(ValidationError, match="rule Mean on Logits works along the classes"):
+        combining([], rule="Mean", predictions="Logits")
 
 
 @pytest.mark.parametrize("timeout", [15_000, 30_000, 3_600_000])

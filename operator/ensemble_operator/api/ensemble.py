@@ -171,7 +171,7 @@ class EnsembleSpec(Schema):
         if self.combination.rule in _WEIGHTED and not any(m.weight for m in combined):
             rule = self.combination.rule.value
             return [(("members",), f"all weights are 0; rule {rule} needs a positive one on a member that is combined")]
-        return []
+        return list(self.combination.contradictions(self.outputs))
 
     def _quorum_faults(self) -> list[tuple[Path, str]]:
         quorum, combined = self.serving.quorum, sum(not m.shadow for m in self.members)

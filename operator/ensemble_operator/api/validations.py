@@ -22,6 +22,8 @@ _EFFECTIVE_KINDS = (
     "(has(self.devices.kinds) ? self.devices.kinds : "
     "self.devices.simulated.size() > 0 ? ['Simulated'] : ['GPU', 'CPU'])"
 )
+_LAST = "(o.shape.size() == 0 ? 1 : o.shape[o.shape.size() - 1])"
+"""The last dimension of an output; of a single number it is 1."""
 
 
 def _kept(tensors: str) -> Validation:
@@ -63,6 +65,25 @@ _RULES: Mapping[type[BaseModel], tuple[Validation, ...]] = {
             "self.members.exists(m, !m.shadow && m.weight > 0.0) || self.members.all(m, m.shadow)",
             "all weights are 0; the rule needs a positive one on a member that is combined",
             ".members",
+        ),
+        Validation(
+            "self.combination.rule != 'Stacking' || self.outputs.size() == 1",
+            "Stacking gives one output, expected no more",
+            ".combination.rule",
+        ),
+        Validation(
+            f"self.combination.rule != 'Stacking' || self.outputs.all(o, {_LAST} != -1)",
+            "rule Stacking puts the members' values side by side along the last dimension; expected one that is not "
+            "variable",
+            ".outputs",
+        ),
+        Validation(
+            "self.combination.predictions == 'Values' || (self.combination.predictions == 'Probabilities' && "
+            "self.combination.rule in ['Mean', 'WeightedMean', 'SoftVote', 'Stacking']) || "
+            f"self.outputs.all(o, {_LAST} != 1)",
+            "the rule works along the classes; expected a last dimension of 2 or more. "
+            "For plain numbers set combination.predictions: Values",
+            ".outputs",
         ),
         Validation(
             "!has(self.serving.quorum) || self.serving.quorum.minMembers <= self.members.filter(m, !m.shadow).size()",

@@ -107,7 +107,7 @@ def _folds(config: RuntimeConfig, combined: list[int], models: Mapping[str, Fetc
     if config.combination.rule is Rule.STACKING:
         return [Stack(config, len(combined), to_parse(models[STACKING]))]
     weights = [config.members[m].weight for m in combined]
-    folds = [make_fold(config.combination, weights, spec.shape, spec.datatype.numpy) for spec in config.outputs]
+    folds = [make_fold(config.combination, weights, spec.datatype.numpy) for spec in config.outputs]
     if elsewhere := folded_by_shards(config):
         places = frozenset(combined.index(m) for m in elsewhere)
         return [Prefolded(fold, places) if isinstance(fold, WeightedSum | Peak) else fold for fold in folds]

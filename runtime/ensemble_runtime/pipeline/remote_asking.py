@@ -110,7 +110,7 @@ def _shares(config: RuntimeConfig) -> tuple[dict[int, float], float]:
     if not folded:
         return {}, 0.0
     weights = [config.members[m].weight for m in combined]
-    fold = make_fold(config.combination, weights, config.outputs[0].shape, config.outputs[0].datatype.numpy)
+    fold = make_fold(config.combination, weights, config.outputs[0].datatype.numpy)
     if isinstance(fold, WeightedSum):
         return {m: fold.shares[combined.index(m)] for m in folded}, fold.nothing
     return dict.fromkeys(folded, 1.0), Peak.nothing

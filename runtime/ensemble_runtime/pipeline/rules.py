@@ -32,7 +32,6 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from ensemble_runtime.config import Combination, Predictions, Rule
-from ensemble_runtime.errors import ManifestError
 from ensemble_runtime.pipeline.folds import EVERYTHING, Array, Combine, Deferred, Fold, Map, Peak, WeightedSum
 
 EPSILON = 1e-7
@@ -45,22 +44,18 @@ LOG_OF_ZERO = -1e6
 """Finite, so that a member of weight 0 cannot veto; so low that any real share of it still comes out as zero."""
 
 
-def make_fold(combination: Combination, weights: Sequence[float], shape: tuple[int, ...], dtype: DTypeLike) -> Fold:
+def make_fold(combination: Combination, weights: Sequence[float], dtype: DTypeLike) -> Fold:
     """The fold of one output tensor.
 
     Args:
-        combination: The rule, and what the predictions are; any rule but Stacking.
+        combination: The rule, and what the predictions are; any rule but Stacking. What it
+            cannot combine `RuntimeConfig` has refused.
         weights: One for each member that is combined, finite, not negative.
-        shape: The output's shape without the batch axis; -1 is variable.
         dtype: The output's datatype. Rules other than order statistics stream only in float32 and float64: in
             smaller types the sums would lose digits. Answers in integers are rounded.
-
-    Raises:
-        ManifestError: the rule needs a class axis and the output has none.
     """
     if combination.rule is Rule.STACKING:
         raise ValueError("Stacking is no fold; feed its model with stack_features")
-    _check_class_axis(combination, shape)
     dtype = np.dtype(dtype)
     shares = member_shares(weights)
     order_statistic = _order_statistic(combination, shares)
@@ -113,20 +108,6 @@ def partial_fold(combination: Combination, shares: Sequence[float]) -> WeightedS
     if isinstance(fold, WeightedSum):
         return replace(fold, shares=tuple(shares), settle=None)
     return replace(fold, settle=None)
-
-
-def _check_class_axis(combination: Combination, shape: tuple[int, ...]) -> None:
-    if combination.predictions is Predictions.VALUES:
-        return
-    unaffected = combination.rule in (Rule.MEAN, Rule.WEIGHTED_MEAN, Rule.SOFT_VOTE)
-    if unaffected and combination.predictions is Predictions.PROBABILITIES:
-        return
-    if not shape or shape[-1] == 1:
-        raise ManifestError(
-            f"combination: rule {combination.rule} on {combination.predictions} works along the classes; expected an "
-            f"output whose last dimension is 2 or more, got shape {list(shape)}. "
-            "For plain numbers set predictions: Values"
-        )
 
 
 def _streaming(combination: Combination, shares: NDArray[np.float64]) -> WeightedSum | Peak:

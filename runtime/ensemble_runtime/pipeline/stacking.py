@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_runtime.config import Device, DeviceKind, Member, RuntimeConfig, TensorSpec
-from ensemble_runtime.errors import ManifestError, ModelInvalidError
+from ensemble_runtime.errors import ModelInvalidError
 from ensemble_runtime.members.checks import bad_rows, check_outputs, warm_up
 from ensemble_runtime.pipeline.folds import Rows
 from ensemble_runtime.pipeline.rules import stack_features
@@ -35,9 +35,7 @@ class Stack:
         model = config.combination.model
         if model is None:
             raise AssertionError("the configuration requires a model for Stacking")
-        if len(config.outputs) != 1:
-            raise ManifestError(f"outputs: rule Stacking gives one output, the manifest has {len(config.outputs)}")
-        output = config.outputs[0]
+        (output,) = config.outputs
         shape = (*output.shape[:-1], members * output.shape[-1]) if output.shape else (members,)
         features = TensorSpec(name="members", datatype=output.datatype, shape=shape, max_length=output.max_length)
         device = Device(

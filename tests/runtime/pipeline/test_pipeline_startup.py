@@ -104,14 +104,6 @@ def test_a_simulated_member_without_stated_seconds(refused: Callable[..., Any], 
     assert "seconds: no point for member 'a'" in message
 
 
-def test_a_rule_that_the_output_does_not_fit(refused: Callable[..., Any], simulated: Callable[..., Any]) -> None:
-    tensor = {"name": "y", "datatype": "FP32", "shape": [1]}
-    config = simulated(outputs=[tensor], combination={"rule": "HardVote", "predictions": "Probabilities"})
-    code, message = refused(config)
-    assert code == 65
-    assert "works along the classes" in message
-
-
 @pytest.mark.parametrize(
     ("row", "rows"), [([1 << 20], 1 << 17), ([1 << 30, 1 << 30], 1 << 20)], ids=["half a tebibyte", "2**80 bytes"]
 )

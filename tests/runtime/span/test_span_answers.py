@@ -23,7 +23,7 @@ def rows(count: int, seed: int = 1) -> NDArray[np.float32]:
 def combined(rule: str, models: Any, values: NDArray[np.float32]) -> NDArray[np.float64]:
     """The rule over the members' outputs, all at once."""
     outputs = np.stack([models.outputs(name, values) for name in MEMBERS])
-    fold = make_fold(Combination.model_validate({"rule": rule}), WEIGHTS, (3,), "f8")
+    fold = make_fold(Combination.model_validate({"rule": rule}), WEIGHTS, "f8")
     answer = np.empty_like(outputs[0])
     everything = slice(0, len(answer))
     for place, output in enumerate(outputs):

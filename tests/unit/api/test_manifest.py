@@ -125,7 +125,8 @@ def edit(path: str, value: object) -> Callable[[Spec], None]:
     return apply
 
 
-BAD = {
+STACKING = {"rule": "Stacking", "model": {"uri": "file:///top.onnx", "format": "ONNX"}}
+BAD: dict[str, tuple[Callable[[Spec], object], str]] = {
     "unknown field": (edit("combinations", {}), "spec.combinations: unknown field; did you mean `combination`?"),
     "unknown field in a member": (
         edit("members.0.wieght", 1),
@@ -197,6 +198,21 @@ BAD = {
     "stacking without model": (
         edit("combination.rule", "Stacking"),
         "spec.combination: `model` is required by rule Stacking",
+    ),
+    "votes without classes": (
+        lambda spec: (edit("combination.rule", "HardVote")(spec), edit("outputs.0.shape", [4, 1])(spec)),
+        "spec.outputs[0].shape: rule HardVote on Probabilities works along the classes; expected a last dimension of 2",
+    ),
+    "stacking with two outputs": (
+        lambda spec: (
+            edit("combination", STACKING)(spec),
+            spec["outputs"].append({"name": "y", "datatype": "FP32", "shape": [2]}),
+        ),
+        "spec.combination.rule: rule Stacking gives one output, expected no more, got 2",
+    ),
+    "stacking along a variable dimension": (
+        lambda spec: (edit("combination", STACKING)(spec), edit("outputs.0.shape", [-1])(spec)),
+        "spec.outputs[0].shape: rule Stacking puts the members' values side by side along the last dimension",
     ),
     "trim": (edit("combination.trim", 0.5), "spec.combination.trim: got 0.5, expected less than 0.5"),
     "quorum too high": (

@@ -31,7 +31,7 @@ def test_a_sum_made_elsewhere_changes_no_answer(
     combination, weights, elsewhere, arrived, seed = case
     random = np.random.default_rng(seed)
     outputs = random.dirichlet(np.ones(3), size=(len(weights), 4))
-    whole = make_fold(combination, weights, (3,), "f8")
+    whole = make_fold(combination, weights, "f8")
     assert isinstance(whole, WeightedSum | Peak)
     places = [place for place, there in enumerate(arrived) if there]
     far = [place for place in places if elsewhere[place]]

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ensemble_runtime.config import Combination, ModelFormat, ModelSource, Predictions, Rule
-from ensemble_runtime.errors import ManifestError
 from ensemble_runtime.pipeline.rules import EPSILON, make_fold, member_shares, stack_features
 
 RULES = [rule for rule in Rule if rule is not Rule.STACKING]
@@ -101,7 +100,7 @@ def as_rows(indices: np.ndarray) -> slice | np.ndarray:
 def combine(combination, values, weights, arrived, batches, dtype):
     """Drive a fold as the combination process does, over an area with the leftovers of earlier requests."""
     rows, *shape = values.shape[1:]
-    fold = make_fold(combination, weights.tolist(), tuple(shape), dtype)
+    fold = make_fold(combination, weights.tolist(), dtype)
     acc = np.full((rows, *shape), np.nan if np.dtype(dtype).kind == "f" else 77, dtype=dtype)
     stack = np.where(
         arrived.reshape(*arrived.shape, *(1,) * len(shape)), values, np.nan if acc.dtype.kind == "f" else 99
@@ -196,11 +195,11 @@ def test_huge_logits_overflow_nothing(rule):
 
 
 def test_which_rules_stream():
-    streaming = {rule: make_fold(Combination(rule=rule), [1, 1], (3,), "<f4").streaming for rule in RULES}
+    streaming = {rule: make_fold(Combination(rule=rule), [1, 1], "<f4").streaming for rule in RULES}
     assert streaming == {rule: rule not in ORDER_STATISTICS for rule in RULES}
-    assert not make_fold(Combination(), [1, 1], (3,), "<f2").streaming
+    assert not make_fold(Combination(), [1, 1], "<f2").streaming
     labels = Combination(rule=Rule.HARD_VOTE, predictions=Predictions.VALUES)
-    assert not make_fold(labels, [1, 1], (), "<f4").streaming
+    assert not make_fold(labels, [1, 1], "<f4").streaming
 
 
 def test_class_labels_are_voted_on():
@@ -247,7 +246,7 @@ def test_one_arrival_set_for_all_rows_may_be_given_once():
     values = np.arange(12, dtype="<f4").reshape(3, 4, 1)
     arrived = np.array([True, False, True])
     for rule in (Rule.WEIGHTED_MEAN, Rule.MEDIAN):
-        fold = make_fold(Combination(rule=rule, predictions=Predictions.VALUES), [1, 1, 1], (1,), "<f4")
+        fold = make_fold(Combination(rule=rule, predictions=Predictions.VALUES), [1, 1, 1], "<f4")
         acc = np.empty((4, 1), dtype="<f4")
         for first, member in ((True, 2), (False, 0)):
             fold.fold(acc, slice(0, 4), first, values[member], member)
@@ -256,7 +255,7 @@ def test_one_arrival_set_for_all_rows_may_be_given_once():
 
 
 def test_finished_rows_alone_are_touched():
-    fold = make_fold(Combination(), [1, 1], (2,), "<f4")
+    fold = make_fold(Combination(), [1, 1], "<f4")
     acc = np.full((6, 2), 5, dtype="<f4")
     fold.fold(acc, slice(1, 3), True, np.ones((2, 2), dtype="<f4"), 0)
     fold.fold(acc, np.array([2, 1]), False, np.full((2, 2), 3, dtype="<f4"), 1)
@@ -268,25 +267,12 @@ def test_the_members_values_are_left_as_they_were():
     for rule in RULES:
         values = np.random.default_rng(1).random((3, 4, 5)).astype("<f4")
         before = values.copy()
-        fold = make_fold(Combination(rule=rule, predictions=Predictions.LOGITS), [1, 2, 3], (5,), "<f4")
+        fold = make_fold(Combination(rule=rule, predictions=Predictions.LOGITS), [1, 2, 3], "<f4")
         acc = np.empty((4, 5), dtype="<f4")
         for member in range(3):
             fold.fold(acc, slice(0, 4), member == 0, values[member], member)
         fold.finish(acc, slice(0, 4), None, values)
         assert (values == before).all(), rule
-
-
-@pytest.mark.parametrize("rule", [Rule.HARD_VOTE, Rule.MEDIAN, Rule.TRIMMED_MEAN, Rule.GEOMETRIC_MEAN, Rule.MAXIMUM])
-@pytest.mark.parametrize("shape", [(), (1,), (4, 1)])
-def test_rules_along_classes_refuse_an_output_without_classes(rule, shape):
-    with pytest.raises(ManifestError, match=r"2 or more, got shape .*Values"):
-        make_fold(Combination(rule=rule), [1.0], shape, "<f4")
-
-
-def test_a_mean_needs_no_classes_but_logits_do():
-    make_fold(Combination(), [1.0], (), "<f4")
-    with pytest.raises(ManifestError, match="Mean on Logits"):
-        make_fold(Combination(predictions=Predictions.LOGITS), [1.0], (), "<f4")
 
 
 @given(st.lists(st.floats(0, 1e308), min_size=1, max_size=8))
@@ -306,4 +292,4 @@ def test_stacking_puts_all_members_side_by_side():
     np.testing.assert_allclose(deep[0, 0], [0.26894143, 0.7310586] * 2, rtol=1e-6)
     with pytest.raises(ValueError, match="stack_features"):
         model = ModelSource(uri="file:///m.onnx", format=ModelFormat.ONNX)
-        make_fold(Combination(rule=Rule.STACKING, model=model), [1.0], (2,), "<f4")
+        make_fold(Combination(rule=Rule.STACKING, model=model), [1.0], "<f4")
