@@ -23,9 +23,11 @@ from typing import Any
 import numpy as np
 
 from ensemble_runtime.config import Device, DeviceKind
+from ensemble_runtime.partition.gpu import on_gpu
 from ensemble_runtime.partition.graph import Graph, Placement, Tensor
 from ensemble_runtime.partition.instance import Flow, Instance, Link, Task
-from ensemble_runtime.partition.plan import Array, Memory, computation
+from ensemble_runtime.partition.memory import Array, Memory
+from ensemble_runtime.partition.plan import computation
 from ensemble_runtime.partition.runs import Program, Run, program
 from ensemble_runtime.partition.sessions import Piece, constants, cut_out, open_session
 from ensemble_runtime.partition.shapes import Found, sample
@@ -125,7 +127,7 @@ def measured_in_place(
     served = program(graph, placement)
     tensors = {name: _found(x) for name, x in graph.tensors.items()}
     # One memory, as in serving: what one core writes the other one reads.
-    memory = Memory(tensors, served, set(), random_inputs(graph) | constants(graph, served.prelude, tensors))
+    memory = Memory(tensors, served, random_inputs(graph) | constants(graph, served.prelude, tensors))
     places = [Place(device) for device in devices]
     try:
         own = [replace(served, runs=tuple(run for run in served.runs if run.device == d)) for d in (0, 1)]
@@ -197,14 +199,9 @@ class _Bench:
         apart = Program(tuple(_apart(graph, name) for name in everything.device), (), {})
         own = random_inputs(graph)
         tensors = {name: _found(x) for name, x in graph.tensors.items()}
-        static = {y for name in served.prelude for y in graph.by_name[name].outputs}
-        # As in serving, what depends on shapes only is in the host's memory, and so is what comes and goes.
-        outside = {*graph.inputs, *graph.outputs, *static}
-        inner = set(tensors) - outside if device.kind is DeviceKind.GPU else set()
-        self._apart = _Chain(graph, apart, Memory(tensors, apart, inner, own), device)
-        self._shares = self._apart.seconds(3)
-        known = own | {name: self._apart.memory.array(name) for name in static}
-        self._served = _Chain(graph, served, Memory(tensors, served, inner, known), device)
+        self._shares = _Chain(graph, apart, Memory(tensors, apart, own), device).seconds(3)
+        known = own | constants(graph, served.prelude, tensors)
+        self._served = _Chain(graph, served, Memory(tensors, served, known), device)
 
     @property
     def rounds(self) -> int:
@@ -223,10 +220,13 @@ class _Bench:
 
 
 class _Chain:
-    """The calls of a program in order, bound to their tensors."""
+    """The calls of a program in order, bound to their tensors.
+
+    Those of a GPU are measured with all tensors in its memory: what crosses, crosses at the cost of the link.
+    """
 
     def __init__(self, graph: Graph, program: Program, memory: Memory, device: Device) -> None:
-        self.memory = memory
+        self._memory = memory  # kept for as long as calls are bound to it
         self.runs = program.runs
         calls = [cut_out(graph, run.operators) for run in program.runs]
         wanted: dict[Piece, dict[str, None]] = {}
@@ -234,10 +234,12 @@ class _Chain:
             wanted.setdefault(call.piece, {}).update(dict.fromkeys(call.names[y] for y in run.outputs))
         models = {piece: piece.model(graph, list(names)).SerializeToString() for piece, names in wanted.items()}
         sessions = {piece: open_session(model, device) for piece, model in models.items()}
-        self._steps = [
-            computation(sessions[call.piece], run, call.names, memory)
-            for run, call in zip(program.runs, calls, strict=True)
-        ]
+        bound = [(sessions[call.piece], call.names) for call in calls]
+        self._steps: Sequence[Callable[[], None]]
+        if device.kind is DeviceKind.GPU:
+            self._steps = tuple(on_gpu(program.runs, bound, memory, given=(), taken=()).values())
+        else:
+            self._steps = [computation(x, run, names, memory) for run, (x, names) in zip(self.runs, bound, strict=True)]
 
     def seconds(self, rounds: int, barrier: Barrier | None = None) -> list[float]:
         """The median seconds of each call; with a barrier every round begins with one of the other device."""

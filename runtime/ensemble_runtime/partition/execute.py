@@ -14,7 +14,8 @@ from ensemble_runtime.config import Device, DeviceKind
 from ensemble_runtime.errors import ModelInvalidError
 from ensemble_runtime.partition.beside import walk
 from ensemble_runtime.partition.graph import Graph, Placement
-from ensemble_runtime.partition.plan import Array, Bound, Memory, bound, on_gpu
+from ensemble_runtime.partition.memory import Array, Memory
+from ensemble_runtime.partition.plan import Bound, bound
 from ensemble_runtime.partition.runs import program
 from ensemble_runtime.partition.second import SecondDevice
 from ensemble_runtime.partition.sessions import Piece, constants, cut_out, open_session
@@ -51,9 +52,8 @@ class Executor:
             SystemExit: as of `compute`.
         """
         self._graph = graph
-        self._placement = placement
         self._program = program(graph, placement)
-        self._gpus = {0} if devices[0].kind is DeviceKind.GPU else set()
+        self._gpu = devices[0].kind is DeviceKind.GPU
         self._calls = [cut_out(graph, run.operators) for run in self._program.runs]
         self._pieces = {(run.device, call.piece) for run, call in zip(self._program.runs, self._calls, strict=True)}
         self._plans: dict[tuple[tuple[int, ...], ...], Bound] = {}
@@ -125,8 +125,7 @@ class Executor:
             raise ModelInvalidError(f"{len(shapes)} inputs, expected {len(graph.inputs)}")
         found = shapes_of(graph.model, dict(zip(graph.inputs, shapes, strict=True)))
         own = constants(graph, self._program.prelude, found)
-        placed = on_gpu(graph, self._placement, self._program, self._gpus) if self._gpus else set()
-        plan = bound(graph, self._program, self._sessions, Memory(found, self._program, placed, own))
+        plan = bound(graph, self._program, self._sessions, Memory(found, self._program, own), gpu=self._gpu)
         if not plan.parts:
             return plan
         return replace(plan, plan=self._second.bind(plan.memory.shared, plan.memory.gate_bytes, plan.parts))

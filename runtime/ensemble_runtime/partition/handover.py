@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -22,7 +23,9 @@ _TURNS = 200
 def links(devices: tuple[Device, Device]) -> tuple[Link, Link]:
     """The links from the first device to the second, and back; they are bound as the executor's are."""
     if any(device.kind is DeviceKind.GPU for device in devices):
-        to_gpu, from_gpu = _copies()
+        # The cores see what comes from the GPU, and the GPU copies what comes from them, once they are told.
+        told = _wake_up(devices)
+        to_gpu, from_gpu = (replace(link, latency=link.latency + told) for link in _copies())
         return (from_gpu, to_gpu) if devices[0].kind is DeviceKind.GPU else (to_gpu, from_gpu)
     # A tensor is handed over in place: what it costs is that the other process sees it. The consumer's reads from the
     # producer's cache are part of the consumer's time.
@@ -55,7 +58,7 @@ def _wake_up(devices: tuple[Device, Device]) -> float:
 
 
 def _copies() -> tuple[Link, Link]:
-    """Latency and bandwidth of copies to the GPU and from it."""
+    """Latency and bandwidth of copies to the GPU and from it, made as `gpu` makes them."""
     seconds = {}
     for size in (_SMALL, _LARGE):
         host = np.zeros(size, np.uint8)

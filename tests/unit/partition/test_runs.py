@@ -14,8 +14,7 @@ from ensemble_runtime.config import Device, DeviceKind
 from ensemble_runtime.errors import DeviceUnavailableError
 from ensemble_runtime.partition.graph import Graph, Placement, parse
 from ensemble_runtime.partition.opening import alternating, opened
-from ensemble_runtime.partition.plan import on_gpu
-from ensemble_runtime.partition.runs import Program, program, root
+from ensemble_runtime.partition.runs import program, root
 from ensemble_runtime.partition.sessions import cut_out, open_session
 
 
@@ -106,17 +105,6 @@ def test_alike_chunks_are_equal_pieces() -> None:
     runs = program(graph, by_layer(graph)).runs
     pieces = {cut_out(graph, run.operators).piece for run in runs if "layer0" in run.operators[0]}
     assert len(pieces) == 1
-
-
-def test_what_only_a_gpu_touches_stays_there() -> None:
-    """States between the chunks of its layer do; what the cores or the caller read or write is in the host's memory."""
-    graph = layers(2, 12, 4)
-    placement = by_layer(graph)
-    found: Program = program(graph, placement)
-    there = on_gpu(graph, placement, found, {0})
-    assert {f"layer0/{k}/{state}" for k in range(2) for state in "hc"} <= there
-    assert not {root(found.views, name) for name in ("s0", "y", "layer0/0/Y", "layer1/0/h")} & there
-    assert on_gpu(graph, placement, found, set()) == set()
 
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="has CUDA")

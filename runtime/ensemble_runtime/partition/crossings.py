@@ -1,0 +1,120 @@
+"""What crosses between the host's memory and a GPU's in a batch, and when: told once for each shape, before any batch.
+
+ONNX Runtime copies an input to the device that reads it when it is bound, not when it is computed with: so a run on a
+GPU is bound to the GPU's own memory, and what comes from the host is copied there before the run that first reads it.
+Each byte goes up once, however many runs read it, and comes down once, right after the run that made it; what only the
+GPU writes and reads never crosses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from ensemble_runtime.partition.memory import Span
+from ensemble_runtime.partition.runs import Run
+
+GPU = 0
+"""The device whose runs are looked at; the other one's memory is the host's."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A run on the GPU."""
+
+    there: frozenset[str]
+    """The inputs and outputs that are in the GPU's memory; all others are in the host's."""
+    up: tuple[Span, ...]
+    """To be copied to the GPU before."""
+    down: tuple[Span, ...]
+    """To be copied to the host afterwards. What only the host reads is not among it: ONNX Runtime leaves that there."""
+
+
+@dataclass(frozen=True)
+class Crossings:
+    """What crosses in a program."""
+
+    visits: Mapping[int, Visit]
+    """By run."""
+    once: tuple[Span, ...]
+    """What never changes, to be copied to the GPU before the first batch."""
+    held: Mapping[str, Span]
+    """Of each buffer that the GPU reads or writes, the bytes that it needs a place for."""
+
+
+def crossings(
+    runs: Sequence[Run],
+    span: Callable[[str], Span],
+    on_host: Mapping[int, Collection[str]],
+    given: Iterable[str],
+    taken: Iterable[str],
+) -> Crossings:
+    """Tell what crosses.
+
+    Args:
+        runs: In the order in which one device alone could compute them.
+        span: Where a tensor is.
+        on_host: By run on the GPU, the inputs that its session reads in the host's memory all the same, such as shapes.
+        given: Tensors that the host writes before each batch.
+        taken: Tensors that the host reads after each batch.
+    """
+    own = [i for i, run in enumerate(runs) if run.device == GPU]
+    others = [run for run in runs if run.device != GPU]
+    reads = {i: [x for x in runs[i].inputs if x not in on_host[i]] for i in own}
+    here = _by_buffer(span(x) for i in own for x in reads[i])
+    host = [*taken, *(x for run in others for x in run.inputs), *(x for i in own for x in on_host[i])]
+    elsewhere = _by_buffer(map(span, host))
+    # What a batch begins with goes up as a whole: one copy is quicker than one for each of its parts.
+    whole = {name: _hull(here[name]) for name in {span(x).buffer for x in given} if name in here}
+    changing = {*whole, *(span(y).buffer for run in others for y in run.outputs)}
+    present: dict[str, list[Span]] = {}
+    touched: list[Span] = []
+    once: list[Span] = []
+    visits = {}
+    for i in own:
+        up: list[Span] = []
+        for x in reads[i]:
+            wanted = whole.get(span(x).buffer, span(x))
+            lacking = _without(wanted, present.setdefault(wanted.buffer, []))
+            (up if wanted.buffer in changing else once).extend(lacking)
+            present[wanted.buffer] += lacking
+            touched.append(wanted)
+        there, down = set(reads[i]), []
+        for y in runs[i].outputs:
+            made = span(y)
+            needed = made.start < made.stop and _overlaps(made, elsewhere)
+            if needed and not _overlaps(made, here):
+                continue
+            there.add(y)
+            present.setdefault(made.buffer, []).append(made)
+            touched.append(made)
+            down += [made] if needed else []
+        visits[i] = Visit(frozenset(there), tuple(up), tuple(down))
+    return Crossings(visits, tuple(once), {name: _hull(spans) for name, spans in _by_buffer(touched).items()})
+
+
+def _by_buffer(spans: Iterable[Span]) -> dict[str, list[Span]]:
+    found: dict[str, list[Span]] = {}
+    for span in spans:
+        found.setdefault(span.buffer, []).append(span)
+    return found
+
+
+def _hull(spans: Sequence[Span]) -> Span:
+    """The bytes of one buffer from the first of some spans to the last."""
+    return Span(spans[0].buffer, min(s.start for s in spans), max(s.stop for s in spans))
+
+
+def _overlaps(span: Span, others: Mapping[str, Sequence[Span]]) -> bool:
+    return any(s.start < span.stop and span.start < s.stop for s in others.get(span.buffer, ()))
+
+
+def _without(span: Span, others: Iterable[Span]) -> list[Span]:
+    """What of a span is in none of some others of the same buffer."""
+    found, start = [], span.start
+    for other in sorted(others, key=lambda s: s.start):
+        if other.start > start:
+            found.append(Span(span.buffer, start, min(other.start, span.stop)))
+        start = max(start, other.stop)
+    found.append(Span(span.buffer, start, span.stop))
+    return [s for s in found if s.start < s.stop]

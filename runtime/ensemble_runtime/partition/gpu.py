@@ -1,0 +1,127 @@
+"""Runs on a GPU: its own memory, and ONNX Runtime bound to it.
+
+Every copy here blocks, and so does every run: when a call returns, its tensors are where they belong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from ensemble_runtime.partition.crossings import GPU, Visit, crossings
+from ensemble_runtime.partition.memory import Memory, Place, Span
+from ensemble_runtime.partition.runs import Run
+from ensemble_runtime.partition.sessions import call
+
+Sessions = Sequence[tuple[Any, Mapping[str, str]]]
+"""Of each run its session, and what that calls the graph's tensors."""
+
+Copy = tuple[Any, NDArray[np.uint8]]
+"""A part of the GPU's memory, and its place in the host's."""
+
+
+@dataclass(frozen=True)
+class Computation:
+    """A run on a GPU, with what crosses because of it."""
+
+    up: tuple[Copy, ...]
+    run: Callable[[], None]
+    down: tuple[Copy, ...]
+    memory: GpuMemory
+    """Kept for as long as something is bound to it."""
+
+    def __call__(self) -> None:
+        """Compute."""
+        for there, here in self.up:
+            there.update_inplace(here)
+        self.run()
+        for there, here in self.down:
+            here[...] = there.numpy()
+
+
+class GpuMemory:
+    """The buffers that runs on a GPU read and write."""
+
+    def __init__(self, host: Memory, held: Mapping[str, Span]) -> None:
+        """Allocate; what is in there is undefined.
+
+        Args:
+            host: The same buffers in the host's memory.
+            held: The bytes of each that need a place.
+        """
+        self._host = host
+        self._held = held
+        self._values = {
+            name: onnxruntime.OrtValue.ortvalue_from_shape_and_type([max(1, s.stop - s.start)], np.uint8, "cuda", 0)
+            for name, s in held.items()
+        }
+
+    def bind(self, name: str) -> Place:
+        """A tensor for an I/O binding."""
+        return self._host.bind(name, self._address(self._host.span(name)))
+
+    def copies(self, session: Any, spans: Iterable[Span]) -> tuple[Copy, ...]:
+        """Parts of this memory with their places in the host's.
+
+        Args:
+            session: Any on this GPU.
+            spans: Which.
+        """
+        return tuple((window(session, self._address(s), s.stop - s.start), self._host.bytes(s)) for s in spans)
+
+    def _address(self, span: Span) -> int:
+        return int(self._values[span.buffer].data_ptr()) + span.start - self._held[span.buffer].start
+
+
+def window(session: Any, address: int, size: int) -> Any:
+    """Some bytes of a GPU's memory as a value of ONNX Runtime, which makes one of an address only where it binds it."""
+    binding = session.io_binding()
+    binding.bind_output(session.get_outputs()[0].name, "cuda", 0, np.uint8, (size,), address)
+    return binding.get_outputs()[0]
+
+
+def on_gpu(
+    runs: Sequence[Run], sessions: Sessions, memory: Memory, given: Iterable[str], taken: Iterable[str]
+) -> dict[int, Computation]:
+    """Bind the runs on a GPU, ready to compute, and copy there what never changes.
+
+    Args:
+        runs: All of a program's; those of the other device are only looked at.
+        sessions: Of each.
+        memory: The host's.
+        given: As of `crossings`.
+        taken: As of `crossings`.
+
+    Returns:
+        By run.
+    """
+    own = [i for i, run in enumerate(runs) if run.device == GPU]
+    found = crossings(runs, memory.span, {i: _on_host(runs[i], *sessions[i]) for i in own}, given, taken)
+    gpu = GpuMemory(memory, found.held)
+    if own:
+        for there, here in gpu.copies(sessions[own[0]][0], found.once):
+            there.update_inplace(here)
+    return {i: _computation(runs[i], *sessions[i], memory, gpu, found.visits[i]) for i in own}
+
+
+def _computation(
+    run: Run, session: Any, names: Mapping[str, str], memory: Memory, gpu: GpuMemory, visit: Visit
+) -> Computation:
+    binding = session.io_binding()
+    for name in run.inputs:
+        binding.bind_input(names[name], *(gpu if name in visit.there else memory).bind(name))
+    for name in run.outputs:
+        binding.bind_output(names[name], *(gpu if name in visit.there else memory).bind(name))
+    return Computation(gpu.copies(session, visit.up), call(session, binding), gpu.copies(session, visit.down), gpu)
+
+
+def _on_host(run: Run, session: Any, names: Mapping[str, str]) -> frozenset[str]:
+    """The inputs of a run that its session wants in the host's memory, as some operators want shapes and lengths."""
+    places = zip(session.get_inputs(), session.get_input_memory_infos(), strict=True)
+    there = {x.name for x, place in places if place.name == "Cpu"}
+    return frozenset(name for name in run.inputs if names[name] in there)

@@ -1,0 +1,106 @@
+"""Where every tensor of a program is in the host's memory, which both devices' processes share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ensemble_runtime.partition.beside import At, words
+from ensemble_runtime.partition.gates import LINE
+from ensemble_runtime.partition.runs import Program, root
+from ensemble_runtime.partition.second import SharedMemory
+from ensemble_runtime.partition.shapes import Found
+
+Array = NDArray[Any]
+
+Place = tuple[str, int, Any, tuple[int, ...], int]
+"""What an I/O binding wants to know: kind of device, its number, element type, shape, address."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Some bytes of a buffer."""
+
+    buffer: str
+    start: int
+    stop: int
+
+
+class Memory:
+    """The buffers of a program's tensors, and a gate for each of its runs.
+
+    A buffer that only a GPU touches has its place here as well, but no page: the kernel gives one where something is
+    written.
+    """
+
+    def __init__(self, found: Mapping[str, Found], program: Program, own: Mapping[str, Array]) -> None:
+        """Allocate.
+
+        Args:
+            found: Datatype and shape of each tensor.
+            program: Says which tensors are parts of others.
+            own: Tensors whose elements are known.
+        """
+        self._found = found
+        self._program = program
+        self._at: dict[str, int] = {}
+        self.gate_bytes = size = LINE * len(program.runs)
+        for name in found:
+            if root(program.views, name) == name:
+                self._at[name] = size
+                size += -(-self._bytes(name) // LINE) * LINE
+        self.shared = SharedMemory(size)
+        self._buffer = np.frombuffer(self.shared.map, np.uint8)
+        for name, array in own.items():
+            if name in self._at:
+                self.array(name)[...] = array
+
+    @cached_property
+    def gates(self) -> memoryview:
+        """By run."""
+        return words(self.shared.map, self.gate_bytes)
+
+    def array(self, name: str) -> Array:
+        """A tensor, as a view of its buffer."""
+        at = self._found[name]
+        return self.bytes(self.span(name)).view(at.datatype).reshape(at.shape)
+
+    def bytes(self, span: Span) -> NDArray[np.uint8]:
+        """Some bytes, as a view of their buffer."""
+        base = self._at[span.buffer]
+        return self._buffer[base + span.start : base + span.stop]
+
+    def span(self, name: str) -> Span:
+        """Which bytes a tensor is."""
+        start = self._offset(name)
+        return Span(root(self._program.views, name), start, start + self._bytes(name))
+
+    def bind(self, name: str, address: int | None = None) -> Place:
+        """A tensor for an I/O binding: here, or at an address of a GPU's memory."""
+        at = self._found[name]
+        if address is not None:
+            return "cuda", 0, np.dtype(at.datatype), at.shape, address
+        here = self._buffer.ctypes.data + self._at[root(self._program.views, name)] + self._offset(name)
+        return "cpu", 0, np.dtype(at.datatype), at.shape, here
+
+    def at(self, name: str, called: str) -> At:
+        """A tensor for another process, whose session has a name of its own for it."""
+        at, base = self._found[name], root(self._program.views, name)
+        return At(called, at.datatype, at.shape, self._at[base] + self._offset(name))
+
+    def _offset(self, name: str) -> int:
+        views, offset = self._program.views, 0
+        while name in views:
+            offset += sum(self._bytes(before) for before in views[name].before)
+            name = views[name].of
+        return offset
+
+    def _bytes(self, name: str) -> int:
+        at = self._found[name]
+        return math.prod(at.shape) * np.dtype(at.datatype).itemsize

@@ -1,0 +1,289 @@
+"""A GPU and a core: every batch is computed on its own rows, and what crosses between them crosses once.
+
+The GPU is not there (`absent_gpu`); the core has its process.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from absent_gpu import DEVICE, AbsentGpu, install, twice
+from onnx import TensorProto, helper, numpy_helper
+
+from ensemble_runtime.config import (
+    Datatype,
+    Device,
+    Member,
+    ModelFormat,
+    ModelSource,
+    Partition,
+    PartitionObjective,
+    TensorSpec,
+)
+from ensemble_runtime.members.onnx_model import OnnxModel
+from ensemble_runtime.partition.agreement import disagreement, tolerated
+from ensemble_runtime.partition.costs import measured
+from ensemble_runtime.partition.execute import Executor
+from ensemble_runtime.partition.gpu import window
+from ensemble_runtime.partition.graph import Graph, Placement, parse
+from ensemble_runtime.partition.handover import links
+from ensemble_runtime.partition.model import PartitionedModel, split
+from ensemble_runtime.partition.opening import alternating, opened, openings
+from ensemble_runtime.partition.trial import Proposal
+
+Devices = tuple[Device, Device]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> AbsentGpu:
+    return install(monkeypatch)
+
+
+@pytest.fixture
+def devices(gpu: AbsentGpu, two_devices: Devices) -> Devices:
+    return DEVICE, two_devices[1]
+
+
+def spread(graph: Graph, seed: int) -> Placement:
+    """Any device for any operator."""
+    chance = random.Random(seed)
+    return Placement({x.name: chance.randrange(2) for x in graph.operators})
+
+
+def batches(count: int, rows: tuple[int, ...], *shape: int) -> Iterator[np.ndarray]:
+    """Different rows each time, also where their number is the same."""
+    chance = np.random.default_rng(7)
+    for i in range(count):
+        yield chance.normal(size=(rows[i % len(rows)], *shape)).astype(np.float32)
+
+
+BUILDS = {
+    "stacked": lambda models, kind: models.stacked(kind, 24, 3, 12),
+    "both directions": lambda models, kind: models.stacked(kind, 24, 2, 12, both=True),
+    "encoder and decoder": lambda models, kind: models.encoder_decoder(kind, 24, 2, 12),
+    "branches": lambda models, kind: models.branches(kind, 24, 3, 12),
+}
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("steps", [0, 5])
+def test_every_batch_is_computed_on_its_own_rows(
+    recurrent_models: ModuleType, whole: Any, gpu: AbsentGpu, devices: Devices, kind: str, build: str, steps: int
+) -> None:
+    model = BUILDS[build](recurrent_models, kind)
+    graph = parse(model, {"x": (3, 12, 24)})
+    changed = opened(graph, dict.fromkeys(openings(graph), steps))
+    alone = whole(model)
+    for seed in range(2):
+        with closing(Executor(changed, spread(changed, seed), devices)) as both:
+            for x in batches(6, (3, 3, 1), 12, 24):
+                gpu.clear()
+                (found,) = both.compute([x])
+                np.testing.assert_allclose(found, alone.run(None, {"x": x})[0], rtol=1e-5, atol=1e-6)
+                assert twice(gpu.up) == twice(gpu.down) == 0
+
+
+def test_a_stack_hands_over_the_chunks_of_a_layer_and_nothing_else(
+    recurrent_models: ModuleType, devices: Devices, gpu: AbsentGpu
+) -> None:
+    """The input goes up in one piece, each chunk of the lower layer comes down; states stay on the GPU."""
+    graph = parse(recurrent_models.stacked("LSTM", 24, 2, 12), {"x": (2, 12, 24)})
+    changed = opened(graph, dict.fromkeys(openings(graph), 3))
+    row = 2 * 24 * 4
+    with closing(Executor(changed, alternating(changed), devices)) as both:
+        for i, x in enumerate(batches(3, (2,), 12, 24)):
+            gpu.clear()
+            both.compute([x])
+            ups = [size for _, size in gpu.up]
+            assert ups.count(12 * row) == 1
+            assert len(ups) == 1 or i == 0, "what never changes went up with the first batch"
+            assert [size for _, size in gpu.down] == [3 * row] * 4
+
+
+def test_what_both_read_comes_down_once_and_what_two_runs_read_goes_up_once(
+    devices: Devices, whole: Any, gpu: AbsentGpu
+) -> None:
+    nodes = [
+        helper.make_node("Tanh", ["x"], ["a"], name="first"),  # the GPU's, read by both
+        helper.make_node("Neg", ["a"], ["b"], name="core"),
+        helper.make_node("Relu", ["b"], ["c"], name="one"),  # two runs of the GPU read what the core has made
+        helper.make_node("Abs", ["c"], ["d"], name="core again"),
+        helper.make_node("Add", ["b", "d"], ["e"], name="two"),
+        helper.make_node("Add", ["a", "e"], ["y"], name="last"),
+    ]
+    graph = parse(_model(nodes, {"x": ["rows", 4]}, ["y"]), {"x": (3, 4)})
+    device = {x.name: int("core" in x.name) for x in graph.operators}
+    alone = whole(graph.model)
+    with closing(Executor(graph, Placement(device), devices)) as both:
+        for x in batches(4, (3,), 4):
+            gpu.clear()
+            np.testing.assert_allclose(both.compute([x])[0], alone.run(None, {"x": x})[0], rtol=1e-6)
+            assert len(gpu.up) == 3, "x, b and d"
+            assert len(gpu.down) == 3, "a, c and y"
+            assert twice(gpu.up) == twice(gpu.down) == 0
+
+
+def test_parts_of_one_buffer_that_both_devices_write(devices: Devices, whole: Any, gpu: AbsentGpu) -> None:
+    """A join along the first axis is no copy: of its bytes only the core's go up, and only the GPU's come down."""
+    nodes = [
+        helper.make_node("Tanh", ["x"], ["a"], name="gpu left"),
+        helper.make_node("Neg", ["x"], ["b"], name="core"),
+        helper.make_node("Abs", ["x"], ["c"], name="gpu right"),
+        helper.make_node("Concat", ["a", "b", "c"], ["all"], axis=0, name="join"),
+        helper.make_node("Exp", ["all"], ["y"], name="gpu reads"),
+        helper.make_node("Softplus", ["all"], ["z"], name="core reads"),
+    ]
+    graph = parse(_model(nodes, {"x": ["rows", 4]}, ["y", "z"]), {"x": (3, 4)})
+    device = {x.name: int("core" in x.name) for x in graph.operators}
+    alone = whole(graph.model)
+    with closing(Executor(graph, Placement(device), devices)) as both:
+        for x in batches(4, (3,), 4):
+            gpu.clear()
+            for found, right in zip(both.compute([x]), alone.run(["y", "z"], {"x": x}), strict=True):
+                np.testing.assert_allclose(found, right, rtol=1e-5)
+            assert sorted(size for _, size in gpu.up) == [x.nbytes, x.nbytes], "x, and the core's part"
+            assert sorted(size for _, size in gpu.down) == [x.nbytes, x.nbytes, 3 * x.nbytes], "both parts, and y"
+
+
+@pytest.mark.parametrize("lengths_from", [0, 1])
+def test_what_an_operator_reads_on_the_host_is_as_new(devices: Devices, whole: Any, lengths_from: int) -> None:
+    """The lengths of the rows, made by either device, and read by an LSTM on the GPU and by the core."""
+    chance = np.random.default_rng(0)
+    weights = {name: chance.normal(size=(1, 16, 4)).astype(np.float32) for name in "WR"}
+    nodes = [
+        helper.make_node("Abs", ["given"], ["lengths"], name="lengths"),
+        helper.make_node("LSTM", ["x", "W", "R", "", "lengths"], ["all"], name="lstm", hidden_size=4),
+        helper.make_node("Abs", ["lengths"], ["again"], name="again"),
+    ]
+    shapes = {"x": [5, "rows", 4], "given": ["rows"]}
+    model = _model(nodes, shapes, ["all", "again"], weights, integers=("given", "again"))
+    graph = parse(model, {"x": (5, 3, 4), "given": (3,)})
+    placement = Placement({"lengths": lengths_from, "lstm": 0, "again": 1})
+    with closing(Executor(graph, placement, devices)) as both:
+        for i, x in enumerate(batches(4, (3,), 5, 4)):
+            feeds = {"x": x.transpose(1, 0, 2), "given": np.array([5, 1 + i, -2], np.int32)}
+            found = both.compute([feeds[name] for name in graph.inputs])
+            for answer, right in zip(found, whole(model).run(list(graph.outputs), feeds), strict=True):
+                np.testing.assert_allclose(answer, right, rtol=1e-5, atol=1e-6)
+
+
+def test_costs_hold_no_copy_for_links_have_them(recurrent_models: ModuleType, devices: Devices, gpu: AbsentGpu) -> None:
+    graph = parse(recurrent_models.stacked("LSTM", 24, 2, 12), {"x": (2, 12, 24)})
+    changed = opened(graph, dict.fromkeys(openings(graph), 6))
+    there, here = measured(changed, devices)
+    assert set(there.alone) == set(here.alone) == {x.name for x in changed.operators}
+    assert gpu.up and twice(gpu.up) == 0, "all that goes up has done so before anything is timed"
+    assert not gpu.down
+    to_cores, to_gpu = links(devices)
+    assert to_cores.latency > 0 and to_gpu.latency > 0
+
+
+def test_a_member_is_split_over_a_gpu_and_a_core(
+    recurrent_models: ModuleType, devices: Devices, tmp_path: Path
+) -> None:
+    """Measured, planned, compared with the whole model, served."""
+    wanted = Partition(objective=PartitionObjective.MEMORY, latency_ms=60_000)
+    member, path, inputs, outputs = _member(recurrent_models, tmp_path, wanted)
+    model = split(member, path, inputs, outputs, devices, 2)
+    assert isinstance(model, PartitionedModel)
+    with closing(model):
+        alone = OnnxModel(member, path, inputs, outputs, devices[1])
+        for x in batches(2, (2,), 16, 16):
+            np.testing.assert_allclose(model.predict([x])[0], alone.predict([x])[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("copies", [True, False])
+def test_a_gpu_that_keeps_what_it_saw_first_does_not_agree(
+    recurrent_models: ModuleType, devices: Devices, gpu: AbsentGpu, tmp_path: Path, copies: bool
+) -> None:
+    member, path, inputs, outputs = _member(recurrent_models, tmp_path)
+    graph = parse(onnx.load(path), {"x": (2, 16, 16)})
+    changed = opened(graph, dict.fromkeys(openings(graph), 4))
+    alone = OnnxModel(member, path, inputs, outputs, devices[0])
+    with closing(PartitionedModel(alone, Proposal(changed, alternating(changed), 4), outputs, devices)) as model:
+        model.predict([np.ones((2, 16, 16), np.float32)])
+        gpu.copies = copies
+        why = disagreement(model, alone, inputs, 2, tolerated(member.precision, devices))
+    assert (why is None) == copies
+
+
+@pytest.mark.parametrize("fails_on", [0, 1])
+def test_a_failure_ends_the_batch_and_not_the_executor(devices: Devices, fails_on: int) -> None:
+    nodes = [
+        helper.make_node("Gather", ["table", "i"], ["rows"], name="look-up"),
+        helper.make_node("Relu", ["rows"], ["a"], name="left"),
+        helper.make_node("Neg", ["rows"], ["b"], name="right"),
+        helper.make_node("Add", ["a", "b"], ["y"], name="sum"),
+    ]
+    table = {"table": np.arange(12, dtype=np.float32).reshape(3, 4)}
+    graph = parse(_model(nodes, {"i": ["rows"]}, ["y"], table, integers=("i",)), {"i": (2,)})
+    other = 1 - fails_on
+    placement = Placement({"look-up": fails_on, "left": other, "right": fails_on, "sum": other})
+    with closing(Executor(graph, placement, devices)) as both:
+        for _ in range(2):
+            with pytest.raises(Exception, match=r"index|indices"):
+                both.compute([np.array([0, 7], np.int32)])
+            np.testing.assert_array_equal(both.compute([np.array([0, 2], np.int32)])[0], np.zeros((2, 4)))
+
+
+def test_the_real_onnx_runtime_binds_addresses_and_copies_what_is_elsewhere_at_once(whole: Any) -> None:
+    """What `absent_gpu` is made after, as far as a build without CUDA shows it."""
+    session = whole(_model([helper.make_node("Neg", ["x"], ["y"], name="n")], {"x": ["rows"]}, ["y"]))
+    memory = np.arange(8, dtype=np.float32)
+    bytes_of = window(session, memory.ctypes.data + 16, 16)
+    assert (bytes_of.data_ptr(), bytes_of.device_name()) == (memory.ctypes.data + 16, "cuda")
+    assert [place.name for place in session.get_input_memory_infos()] == ["Cpu"]
+    binding = session.io_binding()
+    binding.bind_input("x", "cpu", 0, np.float32, (8,), memory.ctypes.data)
+    with pytest.raises(RuntimeError, match="data transfer"):
+        binding.bind_input("x", "cuda", 0, np.float32, (8,), memory.ctypes.data)
+    found = np.zeros(8, np.float32)
+    binding.bind_output("y", "cpu", 0, np.float32, (8,), found.ctypes.data)
+    for _ in range(2):
+        memory += 1
+        session.run_with_iobinding(binding)
+        np.testing.assert_array_equal(found, -memory)
+    values = onnxruntime.OrtValue.ortvalue_from_shape_and_type([32], np.uint8, "cpu", 0)
+    values.update_inplace(memory.view(np.uint8))
+    np.testing.assert_array_equal(values.numpy().view(np.float32), memory)
+
+
+def _member(
+    models: ModuleType, folder: Path, wanted: Partition | None = None
+) -> tuple[Member, Path, tuple[TensorSpec], tuple[TensorSpec]]:
+    path = folder / "model.onnx"
+    onnx.save(models.stacked("LSTM", 16, 2, 16), str(path))
+    source = ModelSource(uri=path.as_uri(), format=ModelFormat.ONNX)
+    x = TensorSpec(name="x", datatype=Datatype.FP32, shape=(16, 16))
+    y = TensorSpec(name="y", datatype=Datatype.FP32, shape=(models.CLASSES,))
+    return Member(name="m", model=source, partition=wanted), path, (x,), (y,)
+
+
+def _model(
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, list[Any]],
+    outputs: list[str],
+    weights: dict[str, np.ndarray] | None = None,
+    integers: tuple[str, ...] = (),
+) -> onnx.ModelProto:
+    def value(name: str, shape: list[Any] | None) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, TensorProto.INT32 if name in integers else TensorProto.FLOAT, shape)
+
+    graph = helper.make_graph(
+        nodes,
+        "made",
+        [value(name, shape) for name, shape in inputs.items()],
+        [value(name, None) for name in outputs],
+        [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
