@@ -12,6 +12,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from ensemble_runtime.serving import Quorum, Serving
 from ensemble_runtime.words import (
     MAX_DIMENSIONS,
     MAX_MEMBERS,
@@ -192,62 +193,6 @@ class Combination(Schema):
         )
 
 
-class Quorum(Schema):
-    """When an answer may leave without all members."""
-
-    min_members: int = Field(ge=1, description="Fewest members that an answer may be made of.")
-    deadline_ms: float = Field(
-        gt=0, le=3_600_000, description="From the end of the request's head; then the answer leaves."
-    )
-
-
-_LEAST_PATIENCE_MS = 5_000
-
-
-class Serving(Schema):
-    """Limits and habits of serving."""
-
-    timeout_ms: float = Field(
-        30_000, gt=0, le=3_600_000, description="A request's time, its body and queueing included."
-    )
-    batch_delay_ms: float = Field(
-        0,
-        ge=0,
-        le=10_000,
-        description="How long an idle worker waits for a fuller batch; 0: batches form while workers are busy.",
-    )
-    queue_requests: int = Field(1024, ge=1, le=65_536, description="Most requests in the pipeline; more get 503.")
-    queue_rows: int | None = Field(
-        None,
-        ge=1,
-        le=1_048_576,
-        description="Most rows in the pipeline and in one request; default: what 256 MiB hold, from 64 to 8192.",
-    )
-    max_body_mib: int = Field(64, ge=1, le=16_384, description="Largest request body, also after decompression.")
-    member_timeout_ms: float | None = Field(
-        None,
-        gt=0,
-        le=3_600_000,
-        description=(
-            "A member that computes longer on one batch is taken for hung and restarted; "
-            "default: a third of timeoutMs, but at least 5000."
-        ),
-    )
-    startup_timeout_ms: float = Field(600_000, gt=0, description="Loading and warm-up of a member may take this long.")
-    drain_ms: float = Field(10_000, ge=0, le=3_600_000, description="On stop, requests in flight get this long.")
-    quorum: Quorum | None = Field(None, description="Without it an answer needs every member.")
-    hosting: Hosting = Field(Hosting.PER_CELL, description="Cells that share a prediction process.")
-
-    @property
-    def patience(self) -> float:
-        """Seconds of one batch after which a member is taken for hung.
-
-        By default a third of a request's time: what hangs is tried once more alone, and those behind it have the last
-        third. Whatever is waited for, a process that the kernel only holds up for a while is not to be killed.
-        """
-        return (self.member_timeout_ms or max(self.timeout_ms / 3, _LEAST_PATIENCE_MS)) / 1000
-
-
 def core_count(device_type: str) -> int:
     """Cores of a CPU device, which its type tells: 4 for ``cpu-4``."""
     return int(device_type.removeprefix("cpu-"))
@@ -355,12 +300,11 @@ class RuntimeConfig(Schema):
         combined = sum(not member.shadow for member in self.members)
         if not combined:
             raise ValueError("members: every one is a shadow; expected at least one that is combined")
-        quorum = self.serving.quorum
-        if quorum is not None and quorum.min_members > combined:
-            raise ValueError(
-                f"serving.quorum.minMembers: got {quorum.min_members}, expected at most the {combined} combined members"
-            )
-        for path, message in self.combination.contradictions(self.outputs):
+        rule = self.combination.rule
+        for path, message in (
+            *self.combination.contradictions(self.outputs),
+            *self.serving.contradictions(rule, combined),
+        ):
             raise ValueError(f"{spelled(path)}: {message}")
         if unserved := members - {c.member for c in self.cells}:
             raise ValueError(f"cells: no cell serves {', '.join(sorted(unserved))}")

@@ -37,6 +37,14 @@ def test_a_sound_configuration_survives_its_own_json() -> None:
             lambda d: d.update(serving={"quorum": {"minMembers": 3, "deadlineMs": 1}}),
             "serving.quorum.minMembers: got 3",
         ),
+        (
+            lambda d: d.update(serving={"quorum": {"minMembers": 1, "deadlineMs": 30_000}}),
+            "serving.quorum.deadlineMs: got 30000, expected less than serving.timeoutMs, 30000",
+        ),
+        (
+            lambda d: d.update(combination=STACKING, serving={"quorum": {"minMembers": 1, "deadlineMs": 5}}),
+            "serving.quorum: rule Stacking needs the values of every member",
+        ),
         (lambda d: d["cells"].pop(), "no cell serves b"),
         (lambda d: d["cells"][0].update(device="gpu9"), r"cells\[0\].device: no device is named 'gpu9'"),
         (lambda d: d["cells"][0].update(member="c"), r"cells\[0\].member: no member is named 'c'"),

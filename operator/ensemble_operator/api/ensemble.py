@@ -174,11 +174,7 @@ class EnsembleSpec(Schema):
         return list(self.combination.contradictions(self.outputs))
 
     def _quorum_faults(self) -> list[tuple[Path, str]]:
-        quorum, combined = self.serving.quorum, sum(not m.shadow for m in self.members)
-        if quorum is None or quorum.min_members <= combined:
-            return []
-        message = f"got {quorum.min_members}, expected at most {combined}, the members that are combined"
-        return [(("serving", "quorum", "minMembers"), message)]
+        return list(self.serving.contradictions(self.combination.rule, sum(not m.shadow for m in self.members)))
 
     def _device_faults(self) -> list[tuple[Path, str]]:
         kinds = self.devices.effective_kinds

@@ -16,7 +16,7 @@ from ensemble_operator.api.objective import Objective
 from ensemble_operator.api.placement import Toleration
 from ensemble_operator.api.profile import ModelProfileSpec
 from ensemble_operator.api.schema import Validation
-from ensemble_runtime.config import Combination, ModelSource, Partition, TensorSpec
+from ensemble_runtime.config import Combination, ModelSource, Partition, Serving, TensorSpec
 
 _EFFECTIVE_KINDS = (
     "(has(self.devices.kinds) ? self.devices.kinds : "
@@ -91,6 +91,11 @@ _RULES: Mapping[type[BaseModel], tuple[Validation, ...]] = {
             ".serving.quorum.minMembers",
         ),
         Validation(
+            "!has(self.serving.quorum) || self.combination.rule != 'Stacking'",
+            "rule Stacking needs the values of every member; remove the quorum, or choose another rule",
+            ".serving.quorum",
+        ),
+        Validation(
             f"self.members.all(m, m.deviceKinds.exists(k, k in {_EFFECTIVE_KINDS}))",
             "a member's deviceKinds and spec.devices have no kind in common; that member could run nowhere",
             ".members",
@@ -147,6 +152,13 @@ _RULES: Mapping[type[BaseModel], tuple[Validation, ...]] = {
             "missing; objective Memory needs it",
             ".latencyMs",
             "FieldValueRequired",
+        ),
+    ),
+    Serving: (
+        Validation(
+            "!has(self.quorum) || self.quorum.deadlineMs < self.timeoutMs",
+            "a quorum's deadlineMs is expected to be less than timeoutMs",
+            ".quorum.deadlineMs",
         ),
     ),
     Objective: (

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 from numpy.typing import NDArray
 
-from ensemble_runtime.config import Datatype, RuntimeConfig, TensorSpec
+from ensemble_runtime.config import Datatype, Rule, RuntimeConfig, TensorSpec
 from ensemble_runtime.gateway.refusal import invalid
 from ensemble_runtime.gateway.tensors import from_json
 from ensemble_runtime.pipeline.port import Options
@@ -64,6 +64,7 @@ class RequestParser:
         self._outputs = {spec.name: i for i, spec in enumerate(config.outputs)}
         self._members = tuple(member.name for member in config.members if not member.shadow)
         self._quorum = config.serving.quorum
+        self._stacking = config.combination.rule is Rule.STACKING
         self._timeout = config.serving.timeout_ms / 1e3
         self._max_rows = max_rows
 
@@ -205,6 +206,8 @@ class RequestParser:
         timeout = _number(parameters, "timeout", "microseconds", _HOUR_US)
         deadline = _number(parameters, "deadline", "milliseconds", _HOUR_US / 1e3)
         members = _integer(parameters, "min_members", 1, len(self._members))
+        if self._stacking and (members or deadline):
+            raise invalid("parameters: rule Stacking needs every member; leave out min_members and deadline")
         if self._quorum is None and (members is None) != (deadline is None):
             lacking = "deadline (milliseconds)" if deadline is None else "min_members"
             raise invalid(f"parameters: a quorum needs min_members and deadline; add {lacking}")

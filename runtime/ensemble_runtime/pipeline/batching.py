@@ -51,6 +51,8 @@ _SHADOWS_SHARE = 4
 """A shadow that has a quarter of the pipeline waiting for it is passed by: nobody waits for it."""
 _DEAD_COMBINER_GRACE = 1.0
 """Seconds after which a deadline is said again: the combiner that was to hear it may have died."""
+_LAST_WORD = 0.05
+"""Seconds in which the combiner may still answer for a quorum, where a request's time is over with its deadline."""
 
 
 class Batcher:
@@ -340,6 +342,7 @@ class Batcher:
         self._timeouts[slot] = arrival + timeout
         patience = options.deadline or self._patience
         if patience < math.inf:
+            patience = min(patience, timeout)  # when its time is up, a quorum that is there answers all the same
             self._deadlines[slot] = arrival + patience
         shortest = min(timeout, patience)
         if shortest < self._shortest:
@@ -360,6 +363,7 @@ class Batcher:
         for slot in np.flatnonzero(self._deadlines <= now).tolist():
             self._deadlines[slot] = now + _DEAD_COMBINER_GRACE
             self._control(self._leases[slot], EXPIRE)
+            self._timeouts[slot] = max(self._timeouts[slot], now + _LAST_WORD)
         for slot in np.flatnonzero(self._timeouts <= now).tolist():
             if (lease := self._leases[slot]) is not None:
                 # Not the combiner's decision: it may be dead, or at work for too long.

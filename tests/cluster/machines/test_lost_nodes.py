@@ -99,7 +99,7 @@ class Seen:
 def spanning(machines: Machines, served: Callable[..., Served]) -> Served:
     """An ensemble on node-2 and node-3: each member takes more than half of a node's memory."""
     devices, kib = machines.whole_nodes(), machines.nodes["node-2"].allocatable("memory")
-    serving = {"quorum": {"minMembers": 1, "deadlineMs": 60_000}}
+    serving = {"quorum": {"minMembers": 1, "deadlineMs": 60_000}, "timeoutMs": 90_000}
     wide = served("wide", 2, devices=devices, serving=serving)
     wide.profiles(f"cpu-{devices['cpuCoresPerDevice']}", memory_mib=0.6 * kib / 1024)
     wide.apply()

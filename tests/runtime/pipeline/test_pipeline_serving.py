@@ -90,6 +90,12 @@ async def late_members(client: Any) -> None:
     assert partial.outcome.missing == {"slow": "did not answer in time"}
     assert set(partial.members) == {"fast"}
 
+    # A deadline that comes after the request's time counts when that is over.
+    partial = await client.ask_and_check(3, min_members=1, deadline=60, timeout=0.1)
+    assert partial.outcome.missing == {"slow": "did not answer in time"}
+    answer = await client.ask(client.rows(3), min_members=2, deadline=60, timeout=0.1)
+    assert answer.outcome.verdict is Verdict.TIMED_OUT
+
     # Two of two members by a deadline that only one meets: the deadline alone is no answer.
     complete = await client.ask_and_check(3, min_members=2, deadline=0.1, timeout=20)
     assert complete.outcome.verdict is Verdict.COMPLETE

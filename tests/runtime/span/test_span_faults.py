@@ -73,7 +73,8 @@ def test_a_lost_shard_is_named_and_comes_back_by_itself(start: Any, configs: Any
 def test_a_quorum_answers_without_a_lost_shard(start: Any, configs: Any, models: Any) -> None:
     shard = start(configs.shard()).ready()
     quorum = {"minMembers": 2, "deadlineMs": 60_000}
-    head = start(configs.head(shard.port, serving={"quorum": quorum, "hosting": "PerDevice"})).ready()
+    serving = {"quorum": quorum, "timeoutMs": 90_000, "hosting": "PerDevice"}
+    head = start(configs.head(shard.port, serving=serving)).ready()
     with load(head) as answers:
         wait_for_more(head, answers)
         shard.kill()

@@ -219,6 +219,17 @@ BAD: dict[str, tuple[Callable[[Spec], object], str]] = {
         edit("serving.quorum", {"minMembers": 3, "deadlineMs": 5}),
         "spec.serving.quorum.minMembers: got 3, expected at most 2",
     ),
+    "quorum as late as the timeout": (
+        edit("serving", {"timeoutMs": 500, "quorum": {"minMembers": 1, "deadlineMs": 500}}),
+        "spec.serving.quorum.deadlineMs: got 500, expected less than serving.timeoutMs, 500",
+    ),
+    "quorum with stacking": (
+        lambda spec: (
+            edit("combination", STACKING)(spec),
+            edit("serving.quorum", {"minMembers": 1, "deadlineMs": 5})(spec),
+        ),
+        "spec.serving.quorum: rule Stacking needs the values of every member",
+    ),
     "quorum without deadline": (edit("serving.quorum", {"minMembers": 1}), "spec.serving.quorum.deadlineMs: missing"),
     "timeout": (edit("serving.timeoutMs", 0), "spec.serving.timeoutMs: got 0, expected more than 0"),
     "hosting": (

@@ -131,6 +131,16 @@ def test_a_timeout_beyond_the_servers_limit_is_the_servers_limit(parser: Request
     assert parse(parser, {"inputs": [X], "parameters": {"timeout": 3_000_000_000}}).options.timeout == 30
 
 
+@pytest.mark.parametrize(
+    "parameters", [{"min_members": 1, "deadline": 5}, {"min_members": 2}, {"deadline": 5}], ids=str
+)
+def test_a_stacking_model_cannot_do_with_a_quorum(configure: Configure, parameters: dict[str, int]) -> None:
+    combination = {"rule": "Stacking", "model": {"uri": "file:///top.onnx", "format": "ONNX"}}
+    parser = RequestParser(configure(combination=combination), max_rows=8)
+    assert "rule Stacking needs every member" in refusal(parser, {"inputs": [X], "parameters": parameters})
+    assert parse(parser, {"inputs": [X], "parameters": {"timeout": 5000}}).options.timeout == 0.005
+
+
 def test_half_a_quorum_completes_the_configured_one(configure: Configure) -> None:
     serving = {"quorum": {"minMembers": 1, "deadlineMs": 50}}
     parser = RequestParser(configure(serving=serving), max_rows=8)

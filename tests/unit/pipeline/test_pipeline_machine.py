@@ -131,7 +131,7 @@ class Pipeline(RuleBasedStateMachine):
         np.frombuffer(lease.input(0), "f4").reshape(values.shape)[...] = values
         timeout, deadline = times
         serving, arrival = self.config.serving, self.loop.time() - age
-        patience = deadline or (serving.quorum.deadline_ms / 1e3 if serving.quorum else np.inf)
+        patience = min(deadline or (serving.quorum.deadline_ms / 1e3 if serving.quorum else np.inf), timeout or TIMEOUT)
         needed = min_members or (serving.quorum.min_members if serving.quorum else len(self.combined))
         request = Request(
             lease, values, min(needed, len(self.combined)), arrival + patience, arrival + (timeout or TIMEOUT), asks
