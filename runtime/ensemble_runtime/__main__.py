@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +18,9 @@ from ensemble_runtime.config import RuntimeConfig, Schema
 from ensemble_runtime.errors import EnsembleError, ManifestError, ModelEvictedError, ModelNotCachedError
 from ensemble_runtime.logs import log_to_stderr
 from ensemble_runtime.words import spelled
+
+PROGRESS_SECONDS = 1.0
+"""So often, `fetch` tells how far it is."""
 
 Document = TypeVar("Document", bound=Schema)
 
@@ -45,10 +49,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.set_defaults(command=_serve)
 
-    fetch = commands.add_parser("fetch", help="fetch the models of a request and print path, sha256 and size of each")
+    fetch = commands.add_parser(
+        "fetch", help="fetch the models of a request; prints path, sha256 and size of each, and how far the fetch is"
+    )
     fetch.add_argument("document", metavar="REQUEST.json", type=Path)
     fetch.add_argument(
         "--cache-mib", type=int, metavar="N", help="evict what was used longest ago where all fetched models take more"
+    )
+    fetch.add_argument(
+        "--missing", action="store_true", help="only what is neither a local file nor in the cache; it is not read"
     )
     fetch.set_defaults(command=_fetch)
 
@@ -106,17 +115,35 @@ def _serve(options: argparse.Namespace) -> int:
 
 def _fetch(options: argparse.Namespace) -> int:
     from ensemble_runtime.members.eviction import trim
-    from ensemble_runtime.members.storage import fetch
+    from ensemble_runtime.members.storage import at_hand, fetch
     from ensemble_runtime.profiler import FetchRequest
 
     fetched = []  # all of them at once: none makes room for another
     for member in _read(options.document, FetchRequest).members:
-        model = fetch(member.model, options.cache)
+        if options.missing and at_hand(member.model, options.cache):
+            continue
+        model = fetch(member.model, options.cache, _progress_of(member.name))
         fetched.append(model)
         _emit({"member": member.name, "path": str(model.path), "sha256": model.sha256, "size": model.size})
     if options.cache_mib is not None:
         trim(options.cache, options.cache_mib * 2**20)
     return 0
+
+
+def _progress_of(member: str) -> Callable[[int, int | None], None]:
+    """Prints now and then how much of a member's model is there; nothing of one that is there at once."""
+    told: float | None = None
+
+    def tell(count: int, total: int | None) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if told is None:
+            told = now
+        elif now - told >= PROGRESS_SECONDS:
+            told = now
+            _emit({"member": member, "bytes": count, "ofBytes": total})
+
+    return tell
 
 
 def _profile(options: argparse.Namespace) -> int:

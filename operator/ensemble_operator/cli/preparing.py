@@ -9,17 +9,18 @@ from pathlib import Path
 from ensemble_operator.api.ensemble import InferenceEnsemble
 from ensemble_operator.api.manifest import Manifest, load_manifest, load_profiles
 from ensemble_operator.api.profile import ModelProfile
+from ensemble_operator.cli.fetching import digests_of, fetch_missing
 from ensemble_operator.cli.measuring import measure, measure_pairs
 from ensemble_operator.inventory.device import Device
 from ensemble_operator.inventory.local import local_devices
-from ensemble_operator.inventory.runtime_command import records
 from ensemble_operator.inventory.simulated import simulated_devices
 from ensemble_operator.manifests.question import pair_wants, question, usable, wants
+from ensemble_operator.manifests.runtime_config import plain_member
 from ensemble_operator.planner.problem import Problem
 from ensemble_operator.planner.solve import make_plan
 from ensemble_operator.profiles.store import ProfileStore, cpu_model, default_root
 from ensemble_operator.profiles.table import ProfileTable, written
-from ensemble_runtime.config import DeviceKind, Member
+from ensemble_runtime.config import DeviceKind
 from ensemble_runtime.errors import ManifestError
 
 _REAL = (DeviceKind.GPU, DeviceKind.CPU)
@@ -67,7 +68,10 @@ def prepare(file: Path, profile_files: Sequence[Path], *, refresh: bool = False)
         # Of a split, what is written may hold for any objective: then what was measured for this one does not count.
         open_ = (want for want in needed if want.partition is None or stated.missing([want]))
         stated = store.load(want.key for want in open_).merge(stated)
-    measured = measure(spec, digests, devices, stated.missing(needed), store)
+    missing = stated.missing(needed)
+    unknown = {want.digest for want in missing}
+    fetch_missing(plain_member(m, digests[m.name]) for m in spec.members if digests[m.name] in unknown)
+    measured = measure(spec, digests, devices, missing, store)
     return Prepared(manifest.ensemble, digests, devices, measured.merge(stated))
 
 
@@ -112,8 +116,4 @@ def _digests(ensemble: InferenceEnsemble) -> dict[str, str]:
     members = ensemble.spec.members
     digests = {m.name: m.model.sha256 for m in members if m.model.sha256}
     unpinned = [m for m in members if m.name not in digests]
-    if unpinned:
-        plain = set(Member.model_fields)  # without what concerns only the planner
-        document = {"members": [m.model_dump(mode="json", by_alias=True, include=plain) for m in unpinned]}
-        digests |= {record["member"]: record["sha256"] for record in records("fetch", document=document)}
-    return digests
+    return digests | (digests_of(unpinned) if unpinned else {})

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ensemble_operator.cli.fetching import fetch_missing, loaded_by
 from ensemble_operator.cli.loading import Load, put_load
 from ensemble_operator.cli.output import figure, note, progress
 from ensemble_operator.cli.preparing import Prepared
@@ -42,6 +43,8 @@ def try_plans(prepared: Prepared, plans: Sequence[Plan]) -> list[Trial]:
     Raises:
         EnsembleError: All failed: what the first one met, a runtime that could not start or that answered with errors.
     """
+    needed = {m.name: m for plan in plans for m in loaded_by(prepared.ensemble, prepared.digests, plan)}
+    fetch_missing(needed.values())
     with progress() as bar:
         task = bar.add_task("measuring", total=len(plans), detail="")
         trials: list[Trial] = []

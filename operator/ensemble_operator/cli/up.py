@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ensemble_operator.cli.fetching import fetch_missing, loaded_by
 from ensemble_operator.cli.measured_plans import kept
 from ensemble_operator.cli.output import Output, emit, note
 from ensemble_operator.cli.planning import best_plans, plan_table
@@ -29,6 +30,7 @@ def serve(file: Path, host: str, port: int, profiles: Sequence[Path], *, verbose
             config = runtime_config(prepared.ensemble, prepared.digests, plan, Listen(host=host, port=port))
             if output is Output.TABLE:
                 emit(output, None, lambda: plan_table(plan, rate))
+            fetch_missing(loaded_by(prepared.ensemble, prepared.digests, plan))
             with RuntimeProcess(config, log_level="INFO" if verbose else "WARNING") as runtime:
                 runtime.wait_until_ready()
                 if output is not Output.TABLE:

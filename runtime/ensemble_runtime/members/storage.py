@@ -115,6 +115,12 @@ def to_parse(model: FetchedModel) -> Path:
     return model.path
 
 
+def at_hand(source: ModelSource, cache: Path) -> bool:
+    """Whether a fetch would find the file on this machine; it is not read."""
+    pinned = source.sha256
+    return source.uri.startswith("file://") or (pinned is not None and _entry(cache, pinned).is_file())
+
+
 def redacted(uri: str) -> str:
     """The address without user, password, query and fragment: those carry secrets and must not reach a log."""
     parts = urllib.parse.urlsplit(uri)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
 from hashlib import sha256
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -278,6 +283,57 @@ def test_a_real_model_is_measured_once_and_served(ensemblectl: Run, up: Up, tmp_
     with up(manifest) as served:
         answer = ensemblectl("predict", served.url, "--data", tmp_path / "x.json", "-o", "json")
         assert json.loads(answer.stdout)["outputs"]["y"] == [[2, 4, 6, 8]]
+
+
+class Store(SimpleHTTPRequestHandler):
+    """A folder over HTTP, which counts what it is asked for."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        super().do_GET()
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(Store, "asked", [])
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Store, directory=tmp_path)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def on_a_terminal(environment: dict[str, str], *arguments: str) -> tuple[int, str]:
+    """Run `ensemblectl` with a terminal for stderr; returns the exit code, and what was shown there."""
+    terminal, stderr = pty.openpty()
+    command = [sys.executable, "-m", "ensemble_operator.cli.main", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stderr, env=environment)
+    os.close(stderr)
+    shown = b""
+    with suppress(OSError):  # what Linux says when nobody has the terminal open any more
+        while part := os.read(terminal, 1 << 16):
+            shown += part
+    os.close(terminal)
+    return process.wait(110), shown.decode()
+
+
+@pytest.mark.parametrize("pinned", [True, False], ids=["pinned", "unpinned"])
+def test_a_download_is_shown_on_a_terminal_and_happens_once(
+    environment: dict[str, str], store: str, tmp_path: Path, pinned: bool
+) -> None:
+    digest = write_model(tmp_path / "double.onnx")
+    model = {"uri": f"{store}/double.onnx", "format": "ONNX"} | ({"sha256": digest} if pinned else {})
+    members: list[dict[str, object]] = [{"name": "double", "model": model, "batchSizes": [1]}]
+    manifest = write_manifest(tmp_path / "far.yaml", simulated=False, members=members)
+    code, shown = on_a_terminal(environment, "plan", str(manifest), "-o", "json")
+    assert code == 0, shown
+    assert "fetching" in shown and "double" in shown
+    assert Store.asked == ["/double.onnx"]
 
 
 def test_pairs_that_the_plan_puts_together_are_measured_once(ensemblectl: Run, tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import multiprocessing
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -296,8 +298,52 @@ def test_any_file_system_of_fsspec(cache):
         fetch(source("memory://models/none"), cache)
 
 
+def command(cache, *options, members, told_every=1.0):
+    """Records of `python -m ensemble_runtime fetch`, which tells its progress as often as said."""
+    code = (
+        "import sys, ensemble_runtime.__main__ as command\n"
+        f"command.PROGRESS_SECONDS = {told_every}\n"
+        "sys.exit(command.main(sys.argv[1:]))"
+    )
+    request = {"members": [{"name": name, "model": model.model_dump(mode="json")} for name, model in members.items()]}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "fetch", "--cache", cache, *options, "/dev/stdin"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_the_command_tells_how_far_it_is(url, cache):
+    *told, last = command(cache, members={"m": source(url("/model"))}, told_every=0.0)
+    assert [record["member"] for record in told] == ["m"] * len(told) and len(told) > 1
+    assert [record["bytes"] for record in told] == sorted({record["bytes"] for record in told})
+    assert {record["ofBytes"] for record in told} == {len(CONTENT)}
+    assert last["sha256"] == DIGEST
+    unsized = command(cache, members={"m": source(url("/unsized"))}, told_every=0.0)
+    assert unsized[0]["ofBytes"] is None
+
+
+def test_the_command_fetches_only_what_is_missing_if_asked(url, server, cache, tmp_path):
+    (tmp_path / "here.onnx").write_bytes(CONTENT)
+    members = {"far": source(url("/model"), DIGEST), "here": source((tmp_path / "here.onnx").as_uri(), DIGEST)}
+    assert [record["member"] for record in command(cache, "--missing", members=members)] == ["far"]
+    assert command(cache, "--missing", members=members) == []
+    assert server.asked == {"/model": 1}
+
+
 @pytest.mark.parametrize(
-    ("uri", "module", "extra"), [("s3://bucket/key", "s3fs", "s3"), ("gs://bucket/key", "gcsfs", "gcs")]
+    ("uri", "module", "extra"),
+    [
+        ("s3://bucket/key", "s3fs", "s3"),
+        ("gs://bucket/key", "gcsfs", "gcs"),
+        ("gcs://bucket/key", "gcsfs", "gcs"),
+        ("hf://owner/repository/key", "huggingface_hub", "hf"),
+    ],
 )
 def test_a_missing_package_is_named_by_its_extra(cache, monkeypatch, uri, module, extra):
     monkeypatch.setitem(sys.modules, module, None)
