@@ -17,7 +17,7 @@ from ensemble_operator.profiles.profile import Point, Profile
 from ensemble_operator.profiles.store import ProfileStore
 from ensemble_operator.profiles.table import ProfileTable, Together, Want, table
 from ensemble_runtime.config import DeviceKind, Schema
-from ensemble_runtime.errors import OutOfMemoryError
+from ensemble_runtime.errors import ModelInvalidError, OutOfMemoryError
 
 
 def measure(
@@ -30,7 +30,8 @@ def measure(
     """Measure all that is missing, each type of device on the first of its type.
 
     Raises:
-        RuntimeCommandError: A model could not be loaded or run. One that is too large for a device is only left out.
+        RuntimeCommandError: A model could not be loaded or run. One that is too large for a device, or that cannot be
+            split, is only left out there.
     """
     found: dict[tuple[Want, int], Profile] = {}
     with progress() as bar:
@@ -45,7 +46,9 @@ def measure(
                     found[want, profile.points[0].batch_size] = profile
                     bar.update(task, completed=len(found))
             except RuntimeCommandError as error:
-                if error.exit_code != OutOfMemoryError.exit_code:
+                # What cannot be split is whole on its devices: there it is seen whether the model is broken.
+                spared = {OutOfMemoryError.exit_code, *([ModelInvalidError.exit_code] if want.partition else [])}
+                if error.exit_code not in spared:
                     raise
                 note(f"{error}; the planner does without it")
     return table(found.values())

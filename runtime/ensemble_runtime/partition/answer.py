@@ -26,11 +26,13 @@ from ensemble_runtime.devices.binding import bind
 from ensemble_runtime.errors import ManifestError, ModelInvalidError
 from ensemble_runtime.members.checks import first_line
 from ensemble_runtime.members.storage import fetch
-from ensemble_runtime.partition.graph import parse
-from ensemble_runtime.partition.planning import Choice, Costs, Planned, plan
+from ensemble_runtime.partition.graph import Graph, parse
+from ensemble_runtime.partition.instance import SCARCE
+from ensemble_runtime.partition.planning import LOWER, Choice, Costs, Planned, plan
 from ensemble_runtime.partition.schedule import NoScheduleError
 from ensemble_runtime.partition.second import PROCESS_BYTES
 from ensemble_runtime.partition.simulation import SimulatedGpu
+from ensemble_runtime.partition.timeline import Schedule
 from ensemble_runtime.partition.together import able
 from ensemble_runtime.partition.trial import executed, threaded
 
@@ -85,7 +87,7 @@ def partition(request: PartitionRequest, cache: Path) -> Iterator[dict[str, Any]
     for rows in request.batch_sizes:
         graph = parse(model, _shapes(model, request, rows))
         try:
-            planned = plan(graph, wanted, costs, chart=request.chart)
+            planned, ran, threads = _in_time(graph, wanted, costs, request)
         except NoScheduleError as error:
             if rows == request.batch_sizes[0]:
                 raise
@@ -94,28 +96,90 @@ def partition(request: PartitionRequest, cache: Path) -> Iterator[dict[str, Any]
         # What is still taken when no session is left: the context, which every process has of its own.
         fixed = max(0, before - _free_bytes(gpu)) if gpu is not None else 0
         answer = record(planned, wanted, request.devices, chart=request.chart)
-        if planned.choice.split and not request.simulated:
-            choice = planned.choice
-            answer["measuredMs"] = 1000 * executed(choice.opened.graph, choice.placement, request.devices)
-        quick = wanted.objective is PartitionObjective.LATENCY and not request.simulated and able(request.devices)
-        threads = threaded(graph, request.devices) if quick else math.inf
-        if quick:
+        if ran is not None:
+            answer["measuredMs"] = 1000 * ran
+        if threads is not None:
             answer["threadsMs"] = 1000 * threads
         yield {
             "digest": found.sha256,
             "batchSize": rows,
             "fixedBytes": fixed,
-            **_profiled(request, planned, fixed, threads),
+            **_profiled(request, planned, fixed, _served(planned, wanted, ran, threads)),
             **answer,
         }
 
 
-def _profiled(request: PartitionRequest, planned: Planned, fixed: int, threads: float) -> dict[str, Any]:
-    """What a cell costs on the pair, its second process included, or as one process on threads if that is quicker."""
-    schedule, split, whole = planned.choice.schedule, planned.choice.split, planned.baselines[0]
-    seconds = min(schedule.makespan, threads)
-    if threads < schedule.makespan and whole is not None:
-        schedule, split = whole.schedule, False
+def _in_time(
+    graph: Graph, wanted: Partition, costs: Costs, request: PartitionRequest
+) -> tuple[Planned, float | None, float | None]:
+    """A plan that keeps `latencyMs` also when it is run; the seconds that its split takes, and those of threads.
+
+    Raises:
+        NoScheduleError: Nothing that was found is as quick.
+        EnsembleError: The graph cannot be measured.
+    """
+    limit = math.inf if wanted.latency_ms is None else wanted.latency_ms / 1000
+
+    def run(planned: Planned) -> float | None:
+        choice = planned.choice
+        if not choice.split or request.simulated:
+            return None
+        return executed(choice.opened.graph, choice.placement, request.devices)
+
+    if wanted.objective is PartitionObjective.LATENCY:
+        planned = plan(graph, Partition(objective=wanted.objective), costs, chart=request.chart)
+        ran = run(planned)
+        quick = not request.simulated and able(request.devices)
+        threads = threaded(graph, request.devices) if quick else None
+        least = _served(planned, wanted, ran, threads)[0]
+        if least > limit:
+            raise _too_slow(least, limit)
+        return planned, ran, threads
+    aim, least = limit, math.inf
+    for _ in range(1 + LOWER):
+        try:
+            planned = plan(graph, wanted.model_copy(update={"latency_ms": 1000 * aim}), costs, chart=request.chart)
+        except NoScheduleError:
+            if least is math.inf:
+                raise
+            break
+        ran = run(planned)
+        if ran is None or ran <= limit:
+            return planned, ran, None
+        aim, least = limit * planned.choice.schedule.makespan / ran, min(least, ran)
+    raise _too_slow(least, limit)
+
+
+def _too_slow(seconds: float, limit: float) -> NoScheduleError:
+    return NoScheduleError(
+        f"a batch takes {seconds * 1000:.3g} ms when it is run, latencyMs permits {limit * 1000:.3g}"
+    )
+
+
+def _served(
+    planned: Planned, wanted: Partition, ran: float | None, threads: float | None
+) -> tuple[float, Schedule, bool]:
+    """What a cell will be by its trial: its seconds, its schedule, and whether it has a second process.
+
+    Args:
+        planned: The plan.
+        wanted: For the least time, the whole model may serve as well.
+        ran: Seconds that its split took.
+        threads: Seconds that the whole model took on the threads of both devices; None where it is not tried.
+    """
+    choice, whole = planned.choice, planned.baselines[SCARCE]
+    found = [(choice.schedule.makespan if ran is None else ran, choice.schedule, choice.split)]
+    if whole is not None and wanted.objective is PartitionObjective.LATENCY:
+        alone = [whole.schedule.makespan, *([] if threads is None else [threads])]
+        found += [(seconds, whole.schedule, False) for seconds in alone]
+    return min(found, key=lambda way: way[0])
+
+
+def _profiled(
+    request: PartitionRequest, planned: Planned, fixed: int, served: tuple[float, Schedule, bool]
+) -> dict[str, Any]:
+    """What a cell costs on the pair, its second process included."""
+    seconds, schedule, split = served
     return {
         "deviceType": ":".join(device.type for device in request.devices),
         "precision": request.member.precision.value,

@@ -10,6 +10,7 @@ faster, two that read the same weights are slower, than what was measured first 
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import statistics
@@ -23,6 +24,8 @@ from typing import Any
 import numpy as np
 
 from ensemble_runtime.config import Device, DeviceKind
+from ensemble_runtime.errors import ModelInvalidError
+from ensemble_runtime.members.checks import first_line
 from ensemble_runtime.partition.gpu import on_gpu
 from ensemble_runtime.partition.graph import Graph, Placement, Tensor
 from ensemble_runtime.partition.instance import Flow, Instance, Link, Task
@@ -31,6 +34,8 @@ from ensemble_runtime.partition.plan import computation
 from ensemble_runtime.partition.runs import Program, Run, program
 from ensemble_runtime.partition.sessions import Piece, constants, cut_out, open_session
 from ensemble_runtime.partition.shapes import Found, sample
+
+log = logging.getLogger(__name__)
 
 MIN_ROUNDS, MAX_ROUNDS, ROUND_SECONDS = 5, 200, 0.25
 """The graph is computed so often, within about so many seconds if that is enough."""
@@ -88,8 +93,11 @@ def workspace(graph: Graph, name: str) -> int:
 def measured(graph: Graph, devices: Sequence[Device]) -> tuple[Measured, ...]:
     """Measure a graph on each of one or two devices.
 
+    Returns:
+        For each device; an operator that it refuses has no seconds there.
+
     Raises:
-        ModelInvalidError: ONNX Runtime refuses a part of it.
+        ModelInvalidError: ONNX Runtime fails at a part of it.
         DeviceUnavailableError: A device cannot be had.
     """
     places = [Place(device) for device in devices]
@@ -158,7 +166,7 @@ def _by_operator(
 
 def _rounds(seconds: float) -> int:
     """How often a graph that takes so long is computed, for a reliable median in a short time."""
-    return min(MAX_ROUNDS, max(MIN_ROUNDS, round(ROUND_SECONDS / seconds)))
+    return min(MAX_ROUNDS, max(MIN_ROUNDS, round(ROUND_SECONDS / max(seconds, 1e-6))))
 
 
 def _both(places: Sequence[Place], measures: Sequence[Callable[[int, Barrier], Any]], rounds: int) -> list[Any]:
@@ -199,19 +207,24 @@ class _Bench:
         apart = Program(tuple(_apart(graph, name) for name in everything.device), (), {})
         own = random_inputs(graph)
         tensors = {name: _found(x) for name, x in graph.tensors.items()}
-        self._shares = _Chain(graph, apart, Memory(tensors, apart, own), device).seconds(3)
+        single = _Chain(graph, apart, Memory(tensors, apart, own), device, refusals=True)
+        names = (run.operators[0] for run in single.runs)
+        self._shares = dict(zip(names, single.seconds(3), strict=True))
+        if len(self._shares) < len(apart.runs):
+            self._served = single  # not to be served as a whole: what it does compute is timed call by call
+            return
         known = own | constants(graph, served.prelude, tensors)
         self._served = _Chain(graph, served, Memory(tensors, served, known), device)
 
     @property
     def rounds(self) -> int:
         """How often the graph is to be computed."""
-        return _rounds(sum(self._shares))
+        return _rounds(sum(self._shares.values()))
 
     def seconds(self, rounds: int = 0, barrier: Barrier | None = None) -> Seconds:
-        """Of each operator; with a barrier while the other device is busy with the same."""
-        found = dict.fromkeys((operator.name for operator in self._graph.operators), 0.0)
-        shares = dict(zip(found, self._shares, strict=True))
+        """Of each operator that the device computes; with a barrier while the other one is busy with the same."""
+        shares = self._shares
+        found = dict.fromkeys(shares, 0.0)
         for run, seconds in zip(self._served.runs, self._served.seconds(rounds or self.rounds, barrier), strict=True):
             total = sum(shares[name] for name in run.operators)
             for name in run.operators:
@@ -225,19 +238,30 @@ class _Chain:
     Those of a GPU are measured with all tensors in its memory: what crosses, crosses at the cost of the link.
     """
 
-    def __init__(self, graph: Graph, program: Program, memory: Memory, device: Device) -> None:
+    def __init__(
+        self, graph: Graph, program: Program, memory: Memory, device: Device, *, refusals: bool = False
+    ) -> None:
+        """Open the sessions; with `refusals` the runs that ONNX Runtime refuses are left out."""
         self._memory = memory  # kept for as long as calls are bound to it
-        self.runs = program.runs
         calls = [cut_out(graph, run.operators) for run in program.runs]
         wanted: dict[Piece, dict[str, None]] = {}
         for run, call in zip(program.runs, calls, strict=True):
             wanted.setdefault(call.piece, {}).update(dict.fromkeys(call.names[y] for y in run.outputs))
         models = {piece: piece.model(graph, list(names)).SerializeToString() for piece, names in wanted.items()}
-        sessions = {piece: open_session(model, device) for piece, model in models.items()}
-        bound = [(sessions[call.piece], call.names) for call in calls]
+        sessions = {}
+        for piece, model in models.items():
+            try:
+                sessions[piece] = open_session(model, device)
+            except ModelInvalidError as error:
+                if not refusals:
+                    raise
+                log.info("%s computes no %s: %s", device.name, piece.op_type, error)
+        able = [(run, call) for run, call in zip(program.runs, calls, strict=True) if call.piece in sessions]
+        self.runs = tuple(run for run, _ in able)
+        bound = [(sessions[call.piece], call.names) for _, call in able]
         self._steps: Sequence[Callable[[], None]]
         if device.kind is DeviceKind.GPU:
-            self._steps = tuple(on_gpu(program.runs, bound, memory, given=(), taken=()).values())
+            self._steps = tuple(on_gpu(self.runs, bound, memory, given=(), taken=()).values())
         else:
             self._steps = [computation(x, run, names, memory) for run, (x, names) in zip(self.runs, bound, strict=True)]
 
@@ -255,7 +279,10 @@ class _Chain:
         found = []
         for compute in self._steps:
             before = time.perf_counter()
-            compute()
+            try:
+                compute()
+            except Exception as error:  # ONNX Runtime raises a dozen classes without a common base
+                raise ModelInvalidError(f"cannot be computed in parts: {first_line(error)}") from error
             found.append(time.perf_counter() - before)
         return found
 

@@ -128,9 +128,12 @@ def parse(model: onnx.ModelProto, shapes: Shapes) -> Graph:
 
     Raises:
         ModelInvalidError: the model is no valid ONNX, an input has no shape here, or a value between operators is not
-            a tensor.
+            a tensor, or an output is a constant.
     """
     tidy = _tidied(model)
+    weights = {x.name for x in tidy.graph.initializer}
+    if constant := [x.name for x in tidy.graph.output if x.name in weights]:
+        raise ModelInvalidError(f"cannot be partitioned: output '{constant[0]}' is a constant")
     missing = [x.name for x in tidy.graph.input if x.name not in shapes]
     if missing:
         raise ModelInvalidError(f"no shape is given for input {', '.join(missing)}")
@@ -193,7 +196,7 @@ def _bytes_of(weight: onnx.TensorProto) -> int:
 
 
 def _tidied(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with unique node names, constants as initialisers, and nothing that no output depends on.
+    """A copy with unique node names, constants as dense initialisers, and nothing that no output depends on.
 
     Inputs that only name a weight are no inputs.
     """
@@ -202,11 +205,13 @@ def _tidied(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = tidy.graph
     constants = {node.output[0]: value for node in graph.node if (value := _constant(node)) is not None}
     nodes = [node for node in _alive(graph) if not (node.op_type == "Constant" and node.output[0] in constants)]
+    graph.initializer.extend(constants.values())
+    graph.initializer.extend(_dense(sparse) for sparse in graph.sparse_initializer)
+    del graph.sparse_initializer[:]
     weights = {x.name for x in graph.initializer}
     inputs = [x for x in graph.input if x.name not in weights]
     _replace(graph.input, inputs)
     _replace(graph.node, nodes)
-    graph.initializer.extend(constants.values())
     for node, name in zip(graph.node, _unique(nodes), strict=True):
         node.name = name
     return tidy
@@ -240,6 +245,17 @@ def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
             return numpy_helper.from_array(np.array(value, np.int64), name)
         case _:
             return None
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
+    """A weight of which only what is not zero is written."""
+    values, places = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    dense = np.zeros(tuple(sparse.dims), values.dtype)
+    if places.ndim == 1:
+        dense.reshape(-1)[places] = values
+    else:
+        dense[tuple(places.T)] = values
+    return numpy_helper.from_array(dense, sparse.values.name)
 
 
 def _unique(nodes: Sequence[onnx.NodeProto]) -> list[str]:

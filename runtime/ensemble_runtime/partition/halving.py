@@ -54,7 +54,7 @@ def _worthwhile(rewriting: Rewriting, node: onnx.NodeProto) -> bool:
     layer = Recurrence(node)
     if node.op_type != "LSTM" or node.domain not in ("", "ai.onnx"):
         return False
-    if not openable(layer, set(rewriting.graph.weights)) or layer.input(4) or layer.input(7):
+    if not openable(layer, set(rewriting.graph.weights), rewriting.opset) or layer.input(4) or layer.input(7):
         return False
     usual = layer.attributes.get("activations", []) in ([], ["Sigmoid", "Tanh", "Tanh"] * len(layer.directions))
     recurrent = rewriting.value(layer.input(2))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from ensemble_runtime.config import Device, Member, ModelFormat, Partition, PartitionObjective, TensorSpec
+from ensemble_runtime.config import Device, DeviceKind, Member, ModelFormat, Partition, PartitionObjective, TensorSpec
 from ensemble_runtime.errors import ModelInvalidError, OutOfMemoryError
 from ensemble_runtime.members.checks import first_line, random_rows
 from ensemble_runtime.members.model import Array, Model, as_declared
@@ -17,8 +18,9 @@ from ensemble_runtime.members.onnx_model import OnnxModel
 from ensemble_runtime.partition.agreement import disagreement, tolerated
 from ensemble_runtime.partition.execute import Executor
 from ensemble_runtime.partition.graph import Graph, parse
+from ensemble_runtime.partition.instance import SCARCE
 from ensemble_runtime.partition.opening import alternating, opened, overlapping
-from ensemble_runtime.partition.planning import Costs, plan, ways_to_open
+from ensemble_runtime.partition.planning import Costs, again, ways_to_open
 from ensemble_runtime.partition.together import able, together
 from ensemble_runtime.partition.trial import Proposal, on_trial
 
@@ -32,22 +34,28 @@ def load_partitioned(
     outputs: tuple[TensorSpec, ...],
     devices: tuple[Device, Device],
     batch_size: int,
+    booked: int | None = None,
 ) -> Model:
     """Load a model so that both devices compute it, in the quickest way that was found: see `split` and `together`.
 
     Args and errors as of `split`.
     """
-    best = split(member, path, inputs, outputs, devices, batch_size)
-    if (member.partition or _QUICKEST).objective is not PartitionObjective.LATENCY or not able(devices):
+    best = split(member, path, inputs, outputs, devices, batch_size, booked)
+    wanted = member.partition or _QUICKEST
+    if wanted.objective is not PartitionObjective.LATENCY:
         return best
     rows = [random_rows(spec, batch_size, 1, np.random.default_rng(0)) for spec in inputs]
-    threads = together(member, path, inputs, outputs, devices)
-    if not _quicker(threads, best, rows):
-        return best
-    if isinstance(best, PartitionedModel):
-        best.close()
-    log.info("member on both devices' threads", extra={"member": member.name, "devices": [d.name for d in devices]})
-    return threads
+    if able(devices):
+        threads = together(member, path, inputs, outputs, devices)
+        if _quicker(threads, best, rows):
+            if isinstance(best, PartitionedModel):
+                best.close()
+            best = threads
+            log.info("member on both devices' threads", extra=_about(member, devices))
+    if wanted.latency_ms is not None and (took := 1000 * on_trial([best], rows)[0]) > wanted.latency_ms:
+        told = "a batch takes %.3g ms, latencyMs permits %.3g"
+        log.warning(told, took, wanted.latency_ms, extra=_about(member, devices))
+    return best
 
 
 def split(
@@ -57,10 +65,12 @@ def split(
     outputs: tuple[TensorSpec, ...],
     devices: tuple[Device, Device],
     batch_size: int,
+    booked: int | None = None,
 ) -> Model:
     """Measure a model's operators on both devices, decide who computes what, and load it so.
 
-    What does not answer as the whole model does is not served: that is then computed on the first device.
+    What was planned comes up, also where it is slower now than `latencyMs`. What does not answer as the whole model
+    does is not served: that is then computed on the first device; and so is, for the least time, what cannot be split.
 
     Args:
         member: A member in ONNX; without a `partition` the least time of a batch is looked for.
@@ -69,10 +79,11 @@ def split(
         outputs: The manifest's outputs.
         devices: The scarce one, to which this process is bound, and a set of cores.
         batch_size: Rows of a full batch, for which the partition is made; others are computed all the same.
+        booked: Bytes that the plan counts on the first device; for the least time they bind on a GPU only.
 
     Raises:
         ModelInvalidError: as `members.loading.load`; also other formats, and inputs of variable length.
-        OutOfMemoryError: it has no room, or nothing is as quick as the partition asks for.
+        OutOfMemoryError: it has no room.
     """
     if member.model.format is not ModelFormat.ONNX:
         raise ModelInvalidError(
@@ -81,18 +92,19 @@ def split(
     if not all(spec.fixed for spec in inputs):
         raise ModelInvalidError(f"member '{member.name}': inputs of variable length are not computed on two devices")
     wanted = member.partition or _QUICKEST
+    small = wanted.objective is PartitionObjective.MEMORY
+    bound = booked if small or devices[0].kind is DeviceKind.GPU else None
     try:
         whole = OnnxModel(member, path, inputs, outputs, devices[0])
-        graph = _graph(path, whole, inputs, batch_size)
         rows = [random_rows(spec, batch_size, 1, np.random.default_rng(0)) for spec in inputs]
         best: Model = whole
-        for proposal in _proposals(graph, wanted, devices):
+        for proposal in _proposals(partial(_graph, path, whole, inputs, batch_size), member, devices, bound):
             model: Model = PartitionedModel(whole, proposal, outputs, devices)
             why = disagreement(model, whole, inputs, batch_size, tolerated(member.precision, devices))
             if why is not None:
-                _warn(member, devices, why)
+                _warn(member, devices, f"a partition answers otherwise than the whole model, and is not used: {why}")
             # With a bound of bytes there is one proposal, and it was bought with time.
-            elif wanted.objective is PartitionObjective.MEMORY or _quicker(model, best, rows):
+            elif small or proposal.saves or _quicker(model, best, rows):
                 best, model = model, best
             if isinstance(model, PartitionedModel):
                 model.close()
@@ -108,41 +120,50 @@ def _quicker(model: Model, best: Model, rows: Sequence[Array]) -> bool:
     return seconds < (so_far if isinstance(best, PartitionedModel) else _WORTH * so_far)
 
 
-def _proposals(graph: Graph, wanted: Partition, devices: tuple[Device, Device]) -> Iterator[Proposal]:
+def _proposals(
+    parsed: Callable[[], Graph], member: Member, devices: tuple[Device, Device], bound: int | None
+) -> Iterator[Proposal]:
     """What to try: the plan, and, for the least time, layers that alternate between two devices of one kind.
 
     The plan's operators are measured where they are placed, but not how they wait for each other.
     """
-    choice = plan(graph, wanted, Costs(devices), chart=False).choice
+    wanted = member.partition or _QUICKEST
+    quick = wanted.objective is PartitionObjective.LATENCY
+    try:
+        graph = parsed()
+        choice = again(graph, _QUICKEST if quick else wanted, Costs(devices), bound)
+    except ModelInvalidError as error:
+        if not quick:
+            raise
+        _warn(member, devices, f"served whole: {error}")
+        return
     if choice.opened.steps is not None or any(choice.schedule.device):
-        yield Proposal(choice.opened.graph, choice.placement, choice.opened.steps)
-    if wanted.objective is not PartitionObjective.LATENCY or devices[0].kind is not devices[1].kind:
+        everything = choice.opened.busy.scarce_bytes((SCARCE,) * len(choice.schedule.device))
+        saves = bound is not None and everything > bound
+        yield Proposal(choice.opened.graph, choice.placement, choice.opened.steps, saves)
+    if not quick or devices[0].kind is not devices[1].kind:
         return
     for steps in ways_to_open(graph):
-        changed = graph if steps is None else opened(graph, overlapping(graph, steps))
+        try:
+            changed = graph if steps is None else opened(graph, overlapping(graph, steps))
+        except ModelInvalidError:  # which the plan has warned of
+            continue
         placement = alternating(changed)
         if any(placement.device.values()):
             yield Proposal(changed, placement, steps)
 
 
+def _about(member: Member, devices: tuple[Device, Device]) -> dict[str, object]:
+    return {"member": member.name, "devices": [device.name for device in devices]}
+
+
 def _log(member: Member, devices: tuple[Device, Device], model: PartitionedModel) -> None:
-    log.info(
-        "member partitioned",
-        extra={
-            "member": member.name,
-            "devices": [device.name for device in devices],
-            "chunk_steps": model.steps,
-            "weight_bytes": model.held_bytes,
-        },
-    )
+    more = {"chunk_steps": model.steps, "weight_bytes": model.held_bytes}
+    log.info("member partitioned", extra=_about(member, devices) | more)
 
 
-def _warn(member: Member, devices: tuple[Device, Device], why: str) -> None:
-    log.warning(
-        "a partition answers otherwise than the whole model, and is not used: %s",
-        why,
-        extra={"member": member.name, "devices": [device.name for device in devices]},
-    )
+def _warn(member: Member, devices: tuple[Device, Device], what: str) -> None:
+    log.warning(what, extra=_about(member, devices))
 
 
 _WORTH = 0.95

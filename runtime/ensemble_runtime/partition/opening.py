@@ -11,20 +11,21 @@ from collections.abc import Mapping
 from ensemble_runtime.partition.glue import push
 from ensemble_runtime.partition.graph import Graph, Placement, parse
 from ensemble_runtime.partition.recurrence import Recurrence, divides, open_node, openable
-from ensemble_runtime.partition.rewriting import Rewriting
+from ensemble_runtime.partition.rewriting import Rewriting, opset_of
 
 RECURRENT = ("LSTM", "GRU", "RNN")
 
 
 def openings(graph: Graph) -> dict[str, int]:
     """The recurrent operators that can be opened, and how many time steps each has."""
+    opset = opset_of(graph.model)
     return {
         node.name: graph.tensors[node.input[0]].shape[1 if Recurrence(node).batch_first else 0]
         for node in graph.model.graph.node
         if node.op_type in RECURRENT
         and node.domain in ("", "ai.onnx")
         and node.input[0] in graph.tensors
-        and openable(Recurrence(node), set(graph.weights))
+        and openable(Recurrence(node), set(graph.weights), opset)
     }
 
 

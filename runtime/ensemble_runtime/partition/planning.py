@@ -6,11 +6,15 @@ prediction is taken; the graph as it is, on either device, is always among them.
 
 from __future__ import annotations
 
+import logging
 import math
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from ensemble_runtime.config import Device, DeviceKind, Partition, PartitionObjective
+from ensemble_runtime.errors import ModelInvalidError
 from ensemble_runtime.partition.coarsening import Groups, coarse, merged
 from ensemble_runtime.partition.costs import Seconds, instance, measured, measured_in_place
 from ensemble_runtime.partition.exact import MAX_TASKS, Proof, prove_bytes, prove_makespan
@@ -23,6 +27,9 @@ from ensemble_runtime.partition.ordering import scheduled
 from ensemble_runtime.partition.schedule import Front, NoScheduleError, curve, least_bytes, least_makespan
 from ensemble_runtime.partition.simulation import SimulatedGpu
 from ensemble_runtime.partition.timeline import Schedule
+from ensemble_runtime.partition.varying import refuse_varying
+
+log = logging.getLogger(__name__)
 
 LEAST_STEPS = 4
 """Shorter chunks spend more on their calls than they overlap."""
@@ -33,6 +40,9 @@ layer of 256 units takes 16 us longer than twice 6 steps for twice 8."""
 
 MARGIN = 0.05
 """Predictions err: two devices have to promise so much less time than one."""
+
+LOWER = 3
+"""So often less is aimed at than is permitted, where the fewest bytes turn out to take longer."""
 
 
 @dataclass(frozen=True)
@@ -166,41 +176,112 @@ def plan(graph: Graph, wanted: Partition, costs: Costs, *, chart: bool = True) -
         NoScheduleError: Nothing that was found is as quick as `latencyMs`.
         EnsembleError: The graph cannot be measured.
     """
-    ways = [costs.of(graph, steps) for steps in ways_to_open(graph)]
-    as_is = ways[0]
-    baselines = _alone(as_is, SCARCE), _alone(as_is, OTHER)
-    found = [choice for choice in baselines if choice is not None]
-    limit = wanted.latency_ms / 1000 if wanted.latency_ms is not None else None
-    for way in ways:
-        if wanted.objective is PartitionObjective.LATENCY:
-            found.append(Choice(way, least_makespan(way.busy)))
-            found += [Choice(way, schedule) for schedule in _alternating(way)] if costs.cores else []
-        elif limit is not None:
-            found += [Choice(way, least_bytes(way.busy, limit))] if least_makespan(way.busy).makespan <= limit else []
-    if wanted.objective is PartitionObjective.LATENCY and (halves := costs.by_gates(graph)) is not None:
-        found.append(halves)
+    ways = _ways(graph, costs)
+    found = _candidates(ways, wanted, costs)
     best = _confirmed(found, wanted, costs)
     points = tuple(_front(ways, found, best, wanted.objective)) if chart else (best,)
-    proof = _proof(best, wanted.objective, limit) if chart else None
-    return Planned(best, baselines, points, proof, costs.simulated is not None)
+    proof = _proof(best, wanted) if chart else None
+    return Planned(best, (_alone(ways[0], SCARCE), _alone(ways[0], OTHER)), points, proof, costs.simulated is not None)
+
+
+def again(graph: Graph, wanted: Partition, costs: Costs, booked: int | None = None) -> Choice:
+    """The best choice for a cell that has its place already: one comes up, even if it is slower than it was to be.
+
+    Beside neighbours that compute everything takes longer than when it was measured for the plan.
+
+    Args:
+        graph: As parsed.
+        wanted: The objective.
+        costs: Of the two devices.
+        booked: Bytes on the scarce device that no choice is to exceed, unless all do.
+
+    Raises:
+        EnsembleError: The graph cannot be measured.
+    """
+    ways = _ways(graph, costs)
+    try:
+        best = _confirmed(_candidates(ways, wanted, costs), wanted, costs)
+        if booked is None or best.schedule.scarce_bytes <= booked:
+            return best
+        why = f"it would take {best.schedule.scarce_bytes} bytes of {costs.devices[SCARCE].name}, {booked} are booked"
+    except NoScheduleError as error:
+        why = str(error)
+    found = [Choice(way, schedule) for way in ways for schedule in curve(way.busy)]
+    within = [choice for choice in found if booked is None or choice.schedule.scarce_bytes <= booked]
+    best = min(within, key=_seconds_first) if within else min(found, key=_bytes_first)
+    log.warning("%s; what takes %.3g ms serves", why, best.schedule.makespan * 1000)
+    return best
+
+
+def _ways(graph: Graph, costs: Costs) -> list[Opened]:
+    """The graph as it is, and opened in the ways that can be computed."""
+    refuse_varying(graph)
+    first, *others = ways_to_open(graph)
+    ways = [costs.of(graph, first)]
+    for steps in others:
+        try:
+            ways.append(costs.of(graph, steps))
+        except ModelInvalidError as error:
+            log.warning("not opened into chunks of %s time steps: %s", steps, error)
+    return ways
+
+
+def _candidates(ways: list[Opened], wanted: Partition, costs: Costs) -> list[Choice]:
+    """By what was first measured, everything on either device and the best of each way of opening."""
+    found = [choice for device in (SCARCE, OTHER) if (choice := _alone(ways[0], device)) is not None]
+    if wanted.objective is PartitionObjective.MEMORY:
+        return found + [choice for way in ways for choice in _smallest(way, _limit(wanted))]
+    for way in ways:
+        found.append(Choice(way, least_makespan(way.busy)))
+        found += [Choice(way, schedule) for schedule in _alternating(way)] if costs.cores else []
+    try:
+        halves = costs.by_gates(ways[0].graph)
+    except ModelInvalidError as error:
+        log.warning("not opened by gates: %s", error)
+        halves = None
+    return [*found, halves] if halves is not None else found
+
+
+def _smallest(way: Opened, seconds: float) -> Iterator[Choice]:
+    with suppress(NoScheduleError):
+        yield Choice(way, least_bytes(way.busy, seconds))
+
+
+def _limit(wanted: Partition) -> float:
+    return math.inf if wanted.latency_ms is None else wanted.latency_ms / 1000
 
 
 def _confirmed(found: list[Choice], wanted: Partition, costs: Costs) -> Choice:
-    """The best choice by what it takes in place; only those are measured so that may be it."""
-    key = _seconds_first if wanted.objective is PartitionObjective.LATENCY else _bytes_first
-    limit = wanted.latency_ms / 1000 if wanted.latency_ms is not None else math.inf
+    """The best choice by what it takes in place; only those are measured so that may be it.
+
+    The fewest bytes fill the time that is permitted. Where they turn out to take longer, less is aimed at.
+    """
+    small = wanted.objective is PartitionObjective.MEMORY
+    key, limit = _bytes_first if small else _seconds_first, _limit(wanted)
     best: Choice | None = None
-    seen: list[Choice] = []
-    for choice in sorted(found, key=key):
+    quickest = math.inf
+    waiting = list(found)
+    tries: Counter[int] = Counter()
+    while waiting:
+        waiting.sort(key=key)
+        choice = waiting.pop(0)
         if best is not None and key(best) <= key(choice):
             break
-        if choice.schedule.makespan <= limit:
-            choice = costs.in_place(choice)
-        seen.append(choice)
-        if choice.schedule.makespan <= limit and (best is None or key(choice) < key(best)):
+        predicted, way = choice.schedule.makespan, choice.opened
+        if predicted <= limit:
+            try:
+                choice = costs.in_place(choice)
+            except ModelInvalidError as error:
+                log.warning("a placement is left out: %s", error)
+                continue
+        taken = choice.schedule.makespan
+        quickest = min(quickest, taken)
+        if taken <= limit and (best is None or key(choice) < key(best)):
             best = choice
+        if small and predicted <= limit < taken and tries[id(way)] < LOWER:
+            tries[id(way)] += 1
+            waiting += _smallest(way, limit * predicted / taken)
     if best is None:
-        quickest = min(choice.schedule.makespan for choice in seen)
         raise NoScheduleError(
             f"the quickest schedule takes {quickest * 1000:.3g} ms, latencyMs permits {limit * 1000:.3g}"
         )
@@ -211,7 +292,7 @@ def _alternating(way: Opened) -> Iterator[Schedule]:
     """Layers in turn on either device, each with all its chunks, so that none is read by both."""
     placed = alternating(way.graph).device
     names = [operator.name for operator in way.graph.operators]
-    heaviest = [max(group, key=lambda i: way.shares[names[i]]) for group in way.groups]
+    heaviest = [max(group, key=lambda i: way.shares.get(names[i], 0.0)) for group in way.groups]
     device = tuple(placed[names[i]] for i in heaviest)
     if len(set(device)) > 1 and all(way.busy.able(task, d) for task, d in enumerate(device)):
         yield scheduled(way.busy, device)
@@ -257,11 +338,10 @@ def _front(ways: list[Opened], found: list[Choice], best: Choice, objective: Par
         yield Choice(way_of[id(schedule)], schedule)
 
 
-def _proof(choice: Choice, objective: PartitionObjective, limit: float | None) -> Proof | None:
+def _proof(choice: Choice, wanted: Partition) -> Proof | None:
     problem = choice.schedule.instance
     if len(problem.tasks) > MAX_TASKS:
         return None
-    if objective is PartitionObjective.LATENCY:
+    if wanted.objective is PartitionObjective.LATENCY:
         return prove_makespan(problem)
-    assert limit is not None, "checked by Partition"
-    return prove_bytes(problem, limit)
+    return prove_bytes(problem, _limit(wanted))

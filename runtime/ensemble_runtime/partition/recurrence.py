@@ -16,6 +16,8 @@ _WITH_ALPHA = {"affine", "leakyrelu", "thresholdedrelu", "scaledtanh", "hardsigm
 _WITH_BETA = {"affine", "scaledtanh", "hardsigmoid"}
 _LENGTHS_OPSET = 12
 """Since when minima and maxima take whole numbers."""
+_STATES_OPSET = 9
+"""Since when zeros are made in a shape that is computed, and whole numbers compared."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,16 @@ class Recurrence:
         return share
 
 
-def openable(recurrence: Recurrence, weights: set[str]) -> bool:
-    """Whether a node can be taken apart: its weights are constants and its activations belong to one direction each."""
+def openable(recurrence: Recurrence, weights: set[str], opset: int) -> bool:
+    """Whether a node can be taken apart.
+
+    Its weights are constants, its activations belong to one direction each, and the operators that its parts need are
+    in the model's opset.
+    """
+    some, every = any(recurrence.states), all(recurrence.states)
+    apart = every and not recurrence.input(4) if some else len(recurrence.directions) > 1 or recurrence.batch_first
+    if opset < _STATES_OPSET and not apart:
+        return False
     fixed = [recurrence.input(i) for i in (1, 2, 3, *([7] if recurrence.kind == "LSTM" else []))]
     return all(not name or name in weights for name in fixed) and recurrence.activations(0) is not None
 
@@ -105,10 +115,17 @@ def open_node(rewriting: Rewriting, node: onnx.NodeProto, steps: int) -> None:
     recurrence = Recurrence(node)
     x = time_first(rewriting, recurrence)
     length = rewriting.graph.tensors[recurrence.input(0)].shape[1 if recurrence.batch_first else 0]
-    cuts = 0 < steps < length and (not recurrence.input(4) or rewriting.opset >= _LENGTHS_OPSET)
+    cuts = 0 < steps < length and rewriting.opset >= _opset_of_chunks(recurrence)
     bounds = (*range(0, length, steps), length) if cuts else (0, length)
     sides = [_Side(rewriting, recurrence, side).write(x, bounds) for side in range(len(recurrence.directions))]
     join_sides(rewriting, recurrence, sides, bounds)
+
+
+def _opset_of_chunks(recurrence: Recurrence) -> int:
+    """Since which opset a node can be cut in time."""
+    if recurrence.input(4):
+        return _LENGTHS_OPSET
+    return 1 if all(recurrence.states) else _STATES_OPSET
 
 
 @dataclass(frozen=True)

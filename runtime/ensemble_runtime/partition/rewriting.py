@@ -32,16 +32,22 @@ class Pieces:
         return tuple(end - start for start, end in pairwise(self.bounds))
 
 
+def opset_of(model: onnx.ModelProto) -> int:
+    """Of ONNX's own operators."""
+    return next((x.version for x in model.opset_import if x.domain in ("", "ai.onnx")), 1)
+
+
 class Rewriting:
     """The nodes and weights of the model that comes out."""
 
     def __init__(self, graph: Graph) -> None:
         """Start with the graph's weights and no node."""
         self.graph = graph
-        self.opset = next((x.version for x in graph.model.opset_import if x.domain in ("", "ai.onnx")), 1)
+        self.opset = opset_of(graph.model)
         self.nodes: list[onnx.NodeProto] = []
         self.pieces: dict[str, Pieces] = {}
         self._joined: set[str] = set()
+        self._cuts: dict[str, list[tuple[int, ...]]] = {}
         self._given = {x.name: x for x in graph.model.graph.initializer}
         self._made: dict[str, onnx.TensorProto] = {}
 
@@ -84,6 +90,10 @@ class Rewriting:
         if found is not None and (found.axis, found.bounds) == (axis, bounds):
             return found
         prefix = f"{name}/cut{axis}x{len(bounds) - 1}"
+        alike = self._cuts.setdefault(prefix, [])
+        if bounds not in alike:
+            alike.append(bounds)
+        prefix += f"/{alike.index(bounds)}" if alike[0] != bounds else ""
         pieces = Pieces(axis, tuple(f"{prefix}/{k}" for k in range(len(bounds) - 1)), bounds)
         if pieces.names[0] in self._joined:
             return pieces

@@ -82,7 +82,7 @@ def program(graph: Graph, placement: Placement) -> Program:
         ModelInvalidError: the placement leaves out an operator, or its order is not topological.
     """
     order = _ordered(graph, placement)
-    prelude = _prelude(graph)
+    prelude = static(graph)
     views, renaming = _views(graph, prelude)
     turned = _turned(graph)
     renaming |= {graph.producers[x.name] for x in turned.values()}
@@ -114,7 +114,7 @@ def _ordered(graph: Graph, placement: Placement) -> list[Operator]:
     return order
 
 
-def _prelude(graph: Graph) -> set[str]:
+def static(graph: Graph) -> set[str]:
     """Operators whose outputs depend on the shapes of the inputs alone."""
     found: set[str] = set()
     for operator in graph.operators:

@@ -35,6 +35,11 @@ class Piece:
     weights: tuple[str, ...]
     """Names in the graph."""
 
+    @property
+    def op_type(self) -> str:
+        """Of its first operator."""
+        return str(onnx.NodeProto.FromString(self.nodes[0]).op_type)
+
     def model(self, graph: Graph, outputs: Sequence[str]) -> onnx.ModelProto:
         """A model that puts out some of its tensors.
 

@@ -48,8 +48,12 @@ def shapes_of(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> 
 
 def inferred(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether inference tells all shapes, so that they can be found without the weights."""
-    known = _inferred(model, shapes)
-    return all(name in known for name in _names(model))
+    return certain(model, shapes).issuperset(_names(model))
+
+
+def certain(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
+    """The tensors whose shapes inference tells: these are the same whatever the data."""
+    return frozenset(_inferred(model, shapes))
 
 
 def _names(model: onnx.ModelProto) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -11,6 +12,8 @@ from statistics import median
 import onnxruntime
 
 from ensemble_runtime.config import Device
+from ensemble_runtime.errors import EnsembleError, ModelInvalidError
+from ensemble_runtime.members.checks import first_line
 from ensemble_runtime.members.model import Array, Model
 from ensemble_runtime.members.onnx_model import options, providers
 from ensemble_runtime.partition.costs import Place, random_inputs
@@ -32,13 +35,20 @@ class Proposal:
     placement: Placement
     steps: int | None
     """Time steps of a chunk; 0: opened by direction only; None: not opened."""
+    saves: bool = False
+    """Whether the whole model would take more of the first device than is booked."""
 
 
 def on_trial(models: Sequence[Model], inputs: Sequence[Array]) -> list[float]:
-    """Seconds of a batch of each model: the least of the medians of some rounds, in which all take turns."""
-    for model in models:
-        model.predict(inputs)
-    rounds = [[_seconds(partial(model.predict, inputs)) for model in models] for _ in range(_ROUNDS)]
+    """Seconds of a batch of each model: the least of the medians of some rounds, in which all take turns.
+
+    Raises:
+        ModelInvalidError: One of them fails.
+    """
+    with _failures():
+        for model in models:
+            model.predict(inputs)
+        rounds = [[_seconds(partial(model.predict, inputs)) for model in models] for _ in range(_ROUNDS)]
     return [min(times) for times in zip(*rounds, strict=True)]
 
 
@@ -46,7 +56,7 @@ def executed(graph: Graph, placement: Placement, devices: tuple[Device, Device])
     """Seconds of a batch of a placed graph as it would be served: the least of the medians of some rounds.
 
     Raises:
-        EnsembleError: As of `Executor`.
+        EnsembleError: As of `Executor`; ModelInvalidError also where ONNX Runtime fails at it.
     """
     given = random_inputs(graph)
     inputs = [given[name] for name in graph.inputs]
@@ -54,10 +64,11 @@ def executed(graph: Graph, placement: Placement, devices: tuple[Device, Device])
     try:
         executor = place.call(Executor, graph, placement, devices).result()
         try:
-            place.call(executor.compute, inputs).result()
-            rounds: list[float] = [
-                place.call(_seconds, partial(executor.compute, inputs)).result() for _ in range(_ROUNDS)
-            ]
+            with _failures():
+                place.call(executor.compute, inputs).result()
+                rounds: list[float] = [
+                    place.call(_seconds, partial(executor.compute, inputs)).result() for _ in range(_ROUNDS)
+                ]
             return min(rounds)
         finally:
             executor.close()
@@ -76,12 +87,24 @@ def threaded(graph: Graph, devices: tuple[Device, Device]) -> float:
             return onnxruntime.InferenceSession(model, options(both, spins=True), providers=providers(both))
 
     try:
-        session = place.call(opened).result()
-        batch = partial(session.run, list(graph.outputs), {name: given[name] for name in graph.inputs})
-        rounds: list[float] = [place.call(_seconds, batch).result() for _ in range(_ROUNDS)]
+        with _failures():
+            session = place.call(opened).result()
+            batch = partial(session.run, list(graph.outputs), {name: given[name] for name in graph.inputs})
+            rounds: list[float] = [place.call(_seconds, batch).result() for _ in range(_ROUNDS)]
         return min(rounds)
     finally:
         place.close()
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """ONNX Runtime raises a dozen classes without a common base."""
+    try:
+        yield
+    except EnsembleError:
+        raise
+    except Exception as error:
+        raise ModelInvalidError(f"cannot be computed: {first_line(error)}") from error
 
 
 def _seconds(batch: Callable[[], object]) -> float:

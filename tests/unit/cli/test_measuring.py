@@ -9,12 +9,14 @@ import pytest
 from ensemble_operator.api.manifest import load_manifest
 from ensemble_operator.cli import measuring
 from ensemble_operator.inventory.device import Device
+from ensemble_operator.inventory.runtime_command import RuntimeCommandError
 from ensemble_operator.manifests.question import question
 from ensemble_operator.planner.solve import make_plan
 from ensemble_operator.profiles.profile import Point, Profile
 from ensemble_operator.profiles.store import ProfileStore
 from ensemble_operator.profiles.table import Want, table
 from ensemble_runtime.config import DeviceKind, Partition, PartitionObjective
+from ensemble_runtime.errors import ModelInvalidError
 
 DIGEST = "a" * 64
 
@@ -70,6 +72,27 @@ def test_of_two_members_of_one_file_the_one_is_measured_that_is_to_be_split(
     (document,) = asked
     assert document["member"]["partition"] == {"objective": "Memory", "latencyMs": 50}
     assert found.get(*want.key) and not found.get(*want.key[:3])
+
+
+def test_what_cannot_be_split_is_planned_whole_and_a_broken_model_is_an_error(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def records(command: str, *, document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield from ()
+        raise RuntimeCommandError(f"{command}: cannot be partitioned", ModelInvalidError.exit_code)
+
+    monkeypatch.setattr(measuring, "records", records)
+    spec = load_manifest(manifest.read_text(), folder="/").ensemble.spec
+    split = Partition(objective=PartitionObjective.LATENCY)
+    members = tuple(member.model_copy(update={"partition": split}) for member in spec.members)
+    spec = spec.model_copy(update={"members": members})
+    digests = {"big": DIGEST, "small": "b" * 64}
+    cores, store = [core_set(0), core_set(1)], ProfileStore(tmp_path, "here")
+    pair = Want(DIGEST, "cpu-1:cpu-1", "FP32", (1,), split)
+    assert not measuring.measure(spec, digests, cores, [pair], store).profiles
+    assert "cannot be partitioned; the planner does without it" in capsys.readouterr().err
+    with pytest.raises(RuntimeCommandError):
+        measuring.measure(spec, digests, cores, [Want(DIGEST, "cpu-1", "FP32", (1,))], store)
 
 
 def test_pairs_are_measured_at_the_middle_of_their_batch_sizes_whatever_the_plan(

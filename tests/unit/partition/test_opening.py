@@ -37,6 +37,7 @@ class Case:
     before_reset: bool
     activations: bool
     seed: int
+    opset: int = 17
 
 
 @st.composite
@@ -59,6 +60,7 @@ def cases(draw: st.DrawFn) -> Case:
         before_reset=draw(st.booleans()),
         activations=draw(st.booleans()),
         seed=draw(st.integers(0, 1000)),
+        opset=draw(st.sampled_from([7, 8, 9, 11, 12, 13, 17])),
     )
 
 
@@ -108,7 +110,7 @@ def node_of(case: Case) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
         [helper.make_tensor_value_info(x, TensorProto.FLOAT, None) for x in outputs if x],
         [numpy_helper.from_array(value, name) for name, value in weights.items()],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), feeds
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", case.opset)], ir_version=8), feeds
 
 
 def answers(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -123,7 +125,8 @@ def answers(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.nda
 def test_opened_nodes_give_the_same_numbers(case: Case) -> None:
     model, feeds = node_of(case)
     graph = parse(model, {name: value.shape for name, value in feeds.items()})
-    assert openings(graph) == {"node": case.steps}
+    if case.opset >= 9:  # before, what has to be written beside it may not be in the opset
+        assert openings(graph) == {"node": case.steps}
     changed = opened(graph, {"node": case.chunk})
     for expected, found in zip(answers(model, feeds), answers(changed.model, feeds), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
