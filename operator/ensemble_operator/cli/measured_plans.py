@@ -6,14 +6,13 @@ the devices. Whatever changes of these, the next plan is made by prediction, as 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
+from pydantic_core import to_json
 
 from ensemble_operator.api.objective import Goal
 from ensemble_operator.cli.output import figure, note
@@ -94,8 +93,7 @@ def kept(prepared: Prepared) -> Measured | None:
 
 
 def _path(prepared: Prepared) -> Path:
-    facts = json.dumps(_facts(prepared), sort_keys=True)
-    return default_root().parent / "plans" / f"{hashlib.sha256(facts.encode()).hexdigest()}.json"
+    return default_root().parent / "plans" / f"{hashlib.sha256(to_json(_facts(prepared))).hexdigest()}.json"
 
 
 def _facts(prepared: Prepared) -> list[Any]:
@@ -103,12 +101,8 @@ def _facts(prepared: Prepared) -> list[Any]:
     problem = prepared.problem
     return [
         prepared.ensemble.spec.model_dump(mode="json", include=_SERVED),
-        prepared.digests,
-        [dataclasses.astuple(device) for device in problem.devices],
-        [
-            sorted((type_, dataclasses.astuple(profile)) for type_, profile in profiles.items())
-            for member in problem.members
-            for profiles in (member.profiles, member.pairs)
-        ],
+        sorted(prepared.digests.items()),
+        problem.devices,
+        [sorted(profiles.items()) for member in problem.members for profiles in (member.profiles, member.pairs)],
         sorted(problem.interference.items()),
     ]

@@ -59,11 +59,12 @@ def test_members_on_two_devices_stay_there(prepared: Prepared, manifest: Path) -
         manifest.read_text().replace("name: small, model", "name: small, partition: {objective: Latency}, model", 1)
     )
     ensemble = read_manifest(manifest).ensemble
+    split = ensemble.spec.members[1].partition
     devices = (
         Device("gpu0", "local", DeviceKind.SIMULATED, "A100", 650 << 20),
         Device("cpu0", "local", DeviceKind.CPU, "cpu-1", 1000 << 20, cores=(0,)),
     )
-    on_both = Profile("b" * 64, "A100:cpu-1", "FP32", (Point(1, 0.01, 50 << 20, 100 << 20),))
+    on_both = Profile("b" * 64, "A100:cpu-1", "FP32", (Point(1, 0.01, 50 << 20, 100 << 20),), split)
     able = replace(prepared, ensemble=ensemble, devices=devices, profiles=prepared.profiles.merge(table([on_both])))
     (plan,) = best_plans(able.problem)
     assert plan.problem.split == {"small"}
