@@ -8,13 +8,16 @@ from pydantic import Field
 
 from ensemble_runtime.words import Hosting, Rule, Schema
 
+LONGEST_MS = 3_600_000
+"""The longest time that can be stated."""
+
 
 class Quorum(Schema):
     """When an answer may leave without all members."""
 
     min_members: int = Field(ge=1, description="Fewest members that an answer may be made of.")
     deadline_ms: float = Field(
-        gt=0, le=3_600_000, description="From the end of the request's head; then the answer leaves."
+        gt=0, le=LONGEST_MS, description="From the end of the request's head; then the answer leaves."
     )
 
 
@@ -25,7 +28,7 @@ class Serving(Schema):
     """Limits and habits of serving."""
 
     timeout_ms: float = Field(
-        30_000, gt=0, le=3_600_000, description="A request's time, its body and queueing included."
+        30_000, gt=0, le=LONGEST_MS, description="A request's time, its body and queueing included."
     )
     batch_delay_ms: float = Field(
         0,
@@ -44,14 +47,14 @@ class Serving(Schema):
     member_timeout_ms: float | None = Field(
         None,
         gt=0,
-        le=3_600_000,
+        le=LONGEST_MS,
         description=(
             "A member that computes longer on one batch is taken for hung and restarted; "
-            "default: a third of timeoutMs, but at least 5000."
+            "default: a third of timeoutMs, at least 5000 and three times the plan's slowest batch."
         ),
     )
     startup_timeout_ms: float = Field(600_000, gt=0, description="Loading and warm-up of a member may take this long.")
-    drain_ms: float = Field(10_000, ge=0, le=3_600_000, description="On stop, requests in flight get this long.")
+    drain_ms: float = Field(10_000, ge=0, le=LONGEST_MS, description="On stop, requests in flight get this long.")
     quorum: Quorum | None = Field(None, description="Without it an answer needs every member.")
     hosting: Hosting = Field(Hosting.PER_CELL, description="Cells that share a prediction process.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,9 +14,12 @@ from ensemble_operator.manifests.shards import Shard
 from ensemble_operator.manifests.token import TOKEN_FILE
 from ensemble_operator.planner.plan import Plan
 from ensemble_runtime import config
-from ensemble_runtime.config import DeviceKind, Listen, Member, Remote, RuntimeConfig
+from ensemble_runtime.config import DeviceKind, Listen, Member, Remote, RuntimeConfig, Serving
+from ensemble_runtime.serving import LONGEST_MS
 
 PORT = 8000
+_PATIENCE = 3
+"""So many times the seconds of the plan's slowest batch pass before a member is taken for hung, unless it is stated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ def runtime_config(
             *(plain_device(cores) for cores in beside),
         ),
         cells=tuple(_cell(*cell, plan) for cell in plan.cells),
-        serving=spec.serving,
+        serving=_serving(spec.serving, plan),
         listen=listen,
         predicted_rows_per_second=plan.rate,
     )
@@ -92,7 +96,7 @@ def head_config(
         devices=_slots(shard, plan),
         cells=(*(_cell(*cell, plan) for cell in shard.cells), *(cell for other in others for cell in other.cells())),
         remotes=tuple(Remote(name=other.name, url=other.url, token_file=TOKEN_FILE) for other in others),
-        serving=spec.serving,
+        serving=_serving(spec.serving, plan),
         listen=_ANYBODY,
         predicted_rows_per_second=plan.rate,
     )
@@ -111,7 +115,7 @@ def shard_config(ensemble: InferenceEnsemble, digests: Mapping[str, str], plan: 
         devices=_slots(shard, plan),
         cells=tuple(_cell(*cell, plan) for cell in shard.cells),
         shard=config.Shard(token_file=TOKEN_FILE),
-        serving=spec.serving.model_copy(update={"quorum": None}),
+        serving=_serving(spec.serving, plan).model_copy(update={"quorum": None}),
         listen=_ANYBODY,
     )
 
@@ -138,6 +142,16 @@ def plain_device(device: Device) -> config.Device:
         cores=device.cores,
         uuid=device.uuid,
     )
+
+
+def _serving(serving: Serving, plan: Plan) -> Serving:
+    """What the manifest says; if not when a member hangs, then that its planned batches, at the least, are no hang."""
+    profiles = {member.name: member.profiles for member in plan.problem.members}
+    points = [profiles[member][device.type].at(size) for device, member, size in plan.cells]
+    seconds = math.ceil(_PATIENCE * max((point.seconds for point in points if point is not None), default=0))
+    if serving.member_timeout_ms is not None or seconds <= serving.patience:
+        return serving
+    return Serving.model_validate(serving.model_dump() | {"member_timeout_ms": min(seconds * 1000, LONGEST_MS)})
 
 
 _ANYBODY = Listen(host="0.0.0.0", port=PORT)  # noqa: S104  # a pod's own address is not known before it runs

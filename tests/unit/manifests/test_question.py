@@ -128,6 +128,21 @@ def test_a_plan_becomes_a_configuration_that_serves_it() -> None:
     assert config.listen.port == 9000
 
 
+@pytest.mark.parametrize(
+    ("serving", "seconds", "patience"),
+    [({}, 4, 12), ({}, 3, 10), ({}, 4000, 3600), ({"memberTimeoutMs": 9000}, 4, 9), ({"timeoutMs": 60_000}, 4, 20)],
+    ids=str,
+)
+def test_a_member_is_not_taken_for_hung_by_batches_as_long_as_the_plan_knows(
+    serving: dict[str, int], seconds: float, patience: float
+) -> None:
+    here = manifest(serving=serving)
+    slow = table(Profile(digest, "cpu-1", "FP32", (Point(1, seconds, 2**20),)) for digest in (A, B))
+    problem = question(here.ensemble.spec, DIGESTS, [CPU], slow)
+    config = runtime_config(here.ensemble, DIGESTS, make_plan(problem), Listen())
+    assert config.serving.patience == patience
+
+
 def test_simulated_devices_bear_their_stated_costs() -> None:
     here = manifest(devices={"simulated": [{"type": "A100", "count": 2, "memoryMib": 64}]})
     devices = simulated_devices(here.ensemble.spec.devices.simulated)
