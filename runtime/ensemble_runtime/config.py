@@ -236,6 +236,7 @@ class Cell(Schema):
     second_device: Name | None = Field(
         None, description="CPU cores that compute a share of the operators of a member with `partition`."
     )
+    scarce_bytes: int | None = Field(None, ge=0, description="Of a cell on two: what the plan counts on the first.")
 
 
 class Remote(Schema):

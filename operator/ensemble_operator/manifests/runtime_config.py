@@ -164,8 +164,11 @@ def _in_pod(member: Member) -> Member:
 def _cell(device: Device, member: str, size: int, plan: Plan) -> config.Cell:
     """A cell, on two devices if its device is a pair and its member uses both."""
     second = plan.second(device, member)
+    if second is None:
+        return config.Cell(device=device.name, member=member, batch_size=size)
+    booked = cell_bytes((device, member, size), plan)
     return config.Cell(
-        device=device.name, member=member, batch_size=size, second_device=second.name if second else None
+        device=device.name, member=member, batch_size=size, second_device=second.name, scarce_bytes=booked
     )
 
 

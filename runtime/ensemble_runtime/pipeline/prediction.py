@@ -157,7 +157,8 @@ class _Worker:
             from ensemble_runtime.partition.model import load_partitioned
 
             devices = (device, second)
-            model = load_partitioned(member, path, config.inputs, config.outputs, devices, self._batch_size)
+            booked = config.cells[self._cell].scarce_bytes
+            model = load_partitioned(member, path, config.inputs, config.outputs, devices, self._batch_size, booked)
         self._arena.state[self._cell] = WARMING
         warm_up(self._name, model, config.inputs, config.outputs, self._batch_size)
         return model

@@ -180,4 +180,5 @@ def test_a_member_with_partition_may_stand_on_a_gpu_and_cores() -> None:
     config = runtime_config(ensemble, DIGESTS, make_plan(problem), Listen())
     assert [(d.name, d.kind) for d in config.devices] == [("gpu0", DeviceKind.GPU), ("cpu0", DeviceKind.CPU)]
     assert {cell.member: cell.second_device for cell in config.cells} == {"one": None, "two": "cpu0"}
+    assert {cell.member: cell.scarce_bytes for cell in config.cells} == {"one": None, "two": 2**20}
     assert not question(spec, DIGESTS, (GPU, CPU), profiles).members[1].pairs
