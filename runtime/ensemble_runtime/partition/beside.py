@@ -144,7 +144,9 @@ class _Second:
 
     def bind(self, number: int, size: int, gates: int, parts: tuple[Part, ...]) -> None:
         """Bind runs to memory that is shared."""
-        shared = mmap.mmap(recv_handle(self._peer), size)
+        descriptor = recv_handle(self._peer)
+        shared = mmap.mmap(descriptor, size)
+        os.close(descriptor)
         base = np.frombuffer(shared, np.uint8).ctypes.data
         steps = []
         for part in parts:

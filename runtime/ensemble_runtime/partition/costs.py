@@ -26,7 +26,7 @@ import numpy as np
 from ensemble_runtime.config import Device, DeviceKind
 from ensemble_runtime.errors import ModelInvalidError
 from ensemble_runtime.members.checks import first_line
-from ensemble_runtime.partition.gpu import on_gpu
+from ensemble_runtime.partition.gpu import Arena, on_gpu
 from ensemble_runtime.partition.graph import Graph, Placement, Tensor
 from ensemble_runtime.partition.instance import Flow, Instance, Link, Task
 from ensemble_runtime.partition.memory import Array, Memory
@@ -261,7 +261,7 @@ class _Chain:
         bound = [(sessions[call.piece], call.names) for _, call in able]
         self._steps: Sequence[Callable[[], None]]
         if device.kind is DeviceKind.GPU:
-            self._steps = tuple(on_gpu(self.runs, bound, memory, given=(), taken=()).values())
+            self._steps = tuple(on_gpu(self.runs, bound, memory, Arena(), given=(), taken=()).values())
         else:
             self._steps = [computation(x, run, names, memory) for run, (x, names) in zip(self.runs, bound, strict=True)]
 

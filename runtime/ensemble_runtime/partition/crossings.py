@@ -82,7 +82,7 @@ def crossings(
         there, down = set(reads[i]), []
         for y in runs[i].outputs:
             made = span(y)
-            needed = made.start < made.stop and _overlaps(made, elsewhere)
+            needed = made.size > 0 and _overlaps(made, elsewhere)
             if needed and not _overlaps(made, here):
                 continue
             there.add(y)
@@ -117,4 +117,4 @@ def _without(span: Span, others: Iterable[Span]) -> list[Span]:
             found.append(Span(span.buffer, start, min(other.start, span.stop)))
         start = max(start, other.stop)
     found.append(Span(span.buffer, start, span.stop))
-    return [s for s in found if s.start < s.stop]
+    return [s for s in found if s.size > 0]

@@ -13,16 +13,18 @@ from typing import Any
 from ensemble_runtime.config import Device, DeviceKind
 from ensemble_runtime.errors import ModelInvalidError
 from ensemble_runtime.partition.beside import walk
+from ensemble_runtime.partition.gpu import Arena
 from ensemble_runtime.partition.graph import Graph, Placement
-from ensemble_runtime.partition.memory import Array, Memory
+from ensemble_runtime.partition.memory import Array, Memory, Pool
 from ensemble_runtime.partition.plan import Bound, bound
 from ensemble_runtime.partition.runs import program
 from ensemble_runtime.partition.second import SecondDevice
 from ensemble_runtime.partition.sessions import Piece, constants, cut_out, open_session
 from ensemble_runtime.partition.shapes import inferred, shapes_of, without_weights
 
-_PLANS = 32
-"""Shapes of inputs whose bindings are kept."""
+_PLANS, _MOST_PLANS = 32, 256
+"""Shapes of inputs whose bindings are kept: as many as a full batch has rows, but no fewer and no more than so many. A
+shape that is not among them costs a batch milliseconds; one that is holds a descriptor in each process."""
 
 
 def _light(graph: Graph, prelude: Sequence[str]) -> Graph:
@@ -53,7 +55,7 @@ class Executor:
         """
         self._graph = graph
         self._program = program(graph, placement)
-        self._gpu = devices[0].kind is DeviceKind.GPU
+        self._pool, self._arena = Pool(), Arena() if devices[0].kind is DeviceKind.GPU else None
         self._calls = [cut_out(graph, run.operators) for run in self._program.runs]
         self._pieces = {(run.device, call.piece) for run, call in zip(self._program.runs, self._calls, strict=True)}
         self._plans: dict[tuple[tuple[int, ...], ...], Bound] = {}
@@ -111,13 +113,24 @@ class Executor:
 
     def _plan(self, shapes: tuple[tuple[int, ...], ...]) -> Bound:
         plan = self._plans.get(shapes)
-        if plan is None:
-            if len(self._plans) >= _PLANS:
-                oldest = self._plans.pop(next(iter(self._plans)))
-                if oldest.plan is not None:
-                    self._second.drop(oldest.plan)
-            plan = self._plans[shapes] = self._bind(shapes)
-        return plan
+        if plan is not None:
+            return plan
+        full = tuple(self._graph.tensors[name].shape for name in self._graph.inputs)
+        rows = max((shape[0] for shape in full if shape), default=1)
+        if len(self._plans) >= min(max(_PLANS, rows), _MOST_PLANS):
+            self._forget()
+        if not self._plans:
+            self._plans[full] = self._bind(full)  # the others find room where it has
+        if shapes not in self._plans:
+            self._plans[shapes] = self._bind(shapes)
+        return self._plans[shapes]
+
+    def _forget(self) -> None:
+        for plan in self._plans.values():
+            if plan.plan is not None:
+                self._second.drop(plan.plan)
+        self._plans.clear()
+        self._pool = Pool()
 
     def _bind(self, shapes: tuple[tuple[int, ...], ...]) -> Bound:
         graph = self._graph
@@ -125,7 +138,7 @@ class Executor:
             raise ModelInvalidError(f"{len(shapes)} inputs, expected {len(graph.inputs)}")
         found = shapes_of(graph.model, dict(zip(graph.inputs, shapes, strict=True)))
         own = constants(graph, self._program.prelude, found)
-        plan = bound(graph, self._program, self._sessions, Memory(found, self._program, own), gpu=self._gpu)
+        plan = bound(graph, self._program, self._sessions, Memory(found, self._program, own, self._pool), self._arena)
         if not plan.parts:
             return plan
         return replace(plan, plan=self._second.bind(plan.memory.shared, plan.memory.gate_bytes, plan.parts))

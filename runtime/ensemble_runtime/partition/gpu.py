@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from ensemble_runtime.partition.crossings import GPU, Visit, crossings
+from ensemble_runtime.partition.crossings import GPU, Crossings, Visit, crossings
 from ensemble_runtime.partition.memory import Memory, Place, Span
 from ensemble_runtime.partition.runs import Run
 from ensemble_runtime.partition.sessions import call
@@ -44,22 +44,45 @@ class Computation:
             here[...] = there.numpy()
 
 
+class Arena:
+    """A GPU's memory for a program at several shapes, of which only one is computed at a time."""
+
+    def __init__(self) -> None:
+        """Empty."""
+        self._size = 0
+        self._value: Any = None
+
+    def room(self, size: int) -> Any:
+        """So many bytes, undefined, for any shape; the first is best the largest."""
+        if size > self._size:
+            self._size, self._value = size, allocated(size)
+        return self._value
+
+
 class GpuMemory:
     """The buffers that runs on a GPU read and write."""
 
-    def __init__(self, host: Memory, held: Mapping[str, Span]) -> None:
+    def __init__(self, host: Memory, found: Crossings, arena: Arena) -> None:
         """Allocate; what is in there is undefined.
 
         Args:
             host: The same buffers in the host's memory.
-            held: The bytes of each that need a place.
+            found: The bytes of each that need a place, and those that never change.
+            arena: For all that does.
         """
         self._host = host
-        self._held = held
-        self._values = {
-            name: onnxruntime.OrtValue.ortvalue_from_shape_and_type([max(1, s.stop - s.start)], np.uint8, "cuda", 0)
-            for name, s in held.items()
-        }
+        self._held = found.held
+        fixed = {span.buffer for span in found.once}
+        self._values = {name: allocated(found.held[name].size) for name in fixed}
+        at: dict[str, int] = {}
+        size = 0
+        for name, span in found.held.items():
+            if name not in fixed:
+                at[name] = size
+                size += -(-span.size // _ALIGNED) * _ALIGNED
+        self._common = arena.room(size)
+        self._at = {name: int(self._common.data_ptr()) + start for name, start in at.items()}
+        self._at |= {name: int(value.data_ptr()) for name, value in self._values.items()}
 
     def bind(self, name: str) -> Place:
         """A tensor for an I/O binding."""
@@ -72,10 +95,19 @@ class GpuMemory:
             session: Any on this GPU.
             spans: Which.
         """
-        return tuple((window(session, self._address(s), s.stop - s.start), self._host.bytes(s)) for s in spans)
+        return tuple((window(session, self._address(s), s.size), self._host.bytes(s)) for s in spans)
 
     def _address(self, span: Span) -> int:
-        return int(self._values[span.buffer].data_ptr()) + span.start - self._held[span.buffer].start
+        return self._at[span.buffer] + span.start - self._held[span.buffer].start
+
+
+_ALIGNED = 256
+"""Bytes; as CUDA aligns what it allocates."""
+
+
+def allocated(size: int) -> Any:
+    """So many bytes of a GPU's memory as a value of ONNX Runtime, undefined."""
+    return onnxruntime.OrtValue.ortvalue_from_shape_and_type([max(1, size)], np.uint8, "cuda", 0)
 
 
 def window(session: Any, address: int, size: int) -> Any:
@@ -86,7 +118,12 @@ def window(session: Any, address: int, size: int) -> Any:
 
 
 def on_gpu(
-    runs: Sequence[Run], sessions: Sessions, memory: Memory, given: Iterable[str], taken: Iterable[str]
+    runs: Sequence[Run],
+    sessions: Sessions,
+    memory: Memory,
+    arena: Arena,
+    given: Iterable[str],
+    taken: Iterable[str],
 ) -> dict[int, Computation]:
     """Bind the runs on a GPU, ready to compute, and copy there what never changes.
 
@@ -94,6 +131,7 @@ def on_gpu(
         runs: All of a program's; those of the other device are only looked at.
         sessions: Of each.
         memory: The host's.
+        arena: The GPU's.
         given: As of `crossings`.
         taken: As of `crossings`.
 
@@ -102,7 +140,7 @@ def on_gpu(
     """
     own = [i for i, run in enumerate(runs) if run.device == GPU]
     found = crossings(runs, memory.span, {i: _on_host(runs[i], *sessions[i]) for i in own}, given, taken)
-    gpu = GpuMemory(memory, found.held)
+    gpu = GpuMemory(memory, found, arena)
     if own:
         for there, here in gpu.copies(sessions[own[0]][0], found.once):
             there.update_inplace(here)

@@ -31,6 +31,31 @@ class Span:
     start: int
     stop: int
 
+    @property
+    def size(self) -> int:
+        """How many."""
+        return self.stop - self.start
+
+
+class Pool:
+    """What the memories of one program at several shapes have in common, for only one of them is computed at a time."""
+
+    def __init__(self) -> None:
+        """Empty."""
+        self._last: SharedMemory | None = None
+        self._common = 0
+
+    def room(self, common: int, own: int) -> SharedMemory:
+        """Memory that begins with so many bytes for any shape, and ends with so many for one.
+
+        The first shape is best the largest: a larger one cannot use what is there.
+        """
+        if self._last is None or common > self._common:
+            self._last, self._common = SharedMemory(common + own), common
+        else:
+            self._last = SharedMemory(self._last.size + own, self._last)
+        return self._last
+
 
 class Memory:
     """The buffers of a program's tensors, and a gate for each of its runs.
@@ -39,23 +64,32 @@ class Memory:
     written.
     """
 
-    def __init__(self, found: Mapping[str, Found], program: Program, own: Mapping[str, Array]) -> None:
+    def __init__(
+        self, found: Mapping[str, Found], program: Program, own: Mapping[str, Array], pool: Pool | None = None
+    ) -> None:
         """Allocate.
 
         Args:
             found: Datatype and shape of each tensor.
             program: Says which tensors are parts of others.
             own: Tensors whose elements are known.
+            pool: Of the same program at other shapes, of which none is computed meanwhile.
         """
         self._found = found
         self._program = program
+        roots = [name for name in found if root(program.views, name) == name]
+        sizes = {name: -(-self._bytes(name) // LINE) * LINE for name in roots}
+        fixed = [name for name in roots if name in own]
         self._at: dict[str, int] = {}
         self.gate_bytes = size = LINE * len(program.runs)
-        for name in found:
-            if root(program.views, name) == name:
+        for name in roots:
+            if name not in own:
                 self._at[name] = size
-                size += -(-self._bytes(name) // LINE) * LINE
-        self.shared = SharedMemory(size)
+                size += sizes[name]
+        self.shared = (pool or Pool()).room(size, sum(sizes[name] for name in fixed))
+        end = self.shared.size
+        for name in reversed(fixed):
+            self._at[name] = end = end - sizes[name]
         self._buffer = np.frombuffer(self.shared.map, np.uint8)
         for name, array in own.items():
             if name in self._at:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ensemble_runtime.partition.beside import Part, Step
-from ensemble_runtime.partition.gpu import Sessions, on_gpu
+from ensemble_runtime.partition.gpu import Arena, Sessions, on_gpu
 from ensemble_runtime.partition.graph import Graph
 from ensemble_runtime.partition.memory import Array, Memory
 from ensemble_runtime.partition.runs import Program, Run
@@ -35,7 +35,7 @@ class Bound:
     """The number under which the second device knows it; None where that has nothing to do."""
 
 
-def bound(graph: Graph, program: Program, sessions: Sessions, memory: Memory, *, gpu: bool) -> Bound:
+def bound(graph: Graph, program: Program, sessions: Sessions, memory: Memory, arena: Arena | None) -> Bound:
     """Bind a program's runs to its tensors.
 
     Args:
@@ -43,15 +43,15 @@ def bound(graph: Graph, program: Program, sessions: Sessions, memory: Memory, *,
         program: What is computed.
         sessions: Of each run; of the second device's its number there.
         memory: For this shape.
-        gpu: Whether the first device is one.
+        arena: Memory of the first device if that is a GPU.
     """
     steps, parts = [], []
     given = [program.turned[name].name if name in program.turned else name for name in graph.inputs]
-    there = on_gpu(program.runs, sessions, memory, given, graph.outputs) if gpu else {}
+    there = on_gpu(program.runs, sessions, memory, arena, given, graph.outputs) if arena else {}
     for i, (run, (session, names)) in enumerate(zip(program.runs, sessions, strict=True)):
         tell = i if run.feeds else None
         if run.device == 0:
-            compute = there[i] if gpu else computation(session, run, names, memory)
+            compute = there[i] if arena else computation(session, run, names, memory)
             steps.append(Step(run.waits, compute, tell))
         else:
             inputs, outputs = (tuple(memory.at(x, names[x]) for x in found) for found in (run.inputs, run.outputs))

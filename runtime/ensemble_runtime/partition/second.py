@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from io import FileIO
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import send_handle
 
@@ -23,10 +24,11 @@ _PATIENCE = 5.0
 class SharedMemory:
     """Memory that another process can be given."""
 
-    def __init__(self, size: int) -> None:
-        """Zeros."""
+    def __init__(self, size: int, before: SharedMemory | None = None) -> None:
+        """Zeros; or another piece of memory, with zeros behind it."""
         self.size = max(size, LINE)
-        self._file = os.fdopen(os.memfd_create("partition"), "r+b", buffering=0)  # closed with this object
+        # Closed with the last object that has it.
+        self._file: FileIO = before._file if before else os.fdopen(os.memfd_create("partition"), "r+b", buffering=0)
         self._file.truncate(self.size)
         self.map = mmap.mmap(self.descriptor, self.size)
 

@@ -61,6 +61,10 @@ class AbsentGpu:
         self._blocks.append(np.full(size, 0xFF, np.uint8))
         return int(self._blocks[-1].ctypes.data)
 
+    @property
+    def allocated(self) -> int:
+        return sum(block.size for block in self._blocks)
+
     def owns(self, address: int, size: int) -> bool:
         blocks = ((block.ctypes.data, block.size) for block in self._blocks)
         return any(start <= address and address + size <= start + length for start, length in blocks)

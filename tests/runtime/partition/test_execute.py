@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from importlib.metadata import distribution
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +22,7 @@ from ensemble_runtime.partition.execute import Executor
 from ensemble_runtime.partition.graph import Graph, Placement, parse
 from ensemble_runtime.partition.halving import halved
 from ensemble_runtime.partition.opening import opened, openings
+from ensemble_runtime.partition.shapes import shapes_of
 
 Devices = tuple[Device, Device]
 Whole = Callable[[onnx.ModelProto], Any]
@@ -224,6 +225,54 @@ def test_a_failure_ends_the_batch_and_not_the_executor(two_devices: Devices, fai
             with pytest.raises(Exception, match=r"index|indices"):
                 both.compute([np.array([0, 7])])
             np.testing.assert_array_equal(both.compute([np.array([0, 2])])[0], np.zeros((2, 4)))
+
+
+def shared_bytes() -> int:
+    """Of memory that this process has for sharing."""
+    files = {}
+    for link in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            if str(link.readlink()).startswith("/memfd:partition"):
+                files[link.stat().st_ino] = link.stat().st_size
+    return sum(files.values())
+
+
+def test_every_number_of_rows_is_bound_once_in_the_memory_of_a_full_batch(
+    recurrent_models: ModuleType, whole: Whole, two_devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = recurrent_models.stacked("LSTM", 8, 2, 32)
+    graph = parse(model, {"x": (40, 32, 8)})
+    changed = opened(graph, dict.fromkeys(openings(graph), 16))
+    bound: list[object] = []
+
+    def counting(model: onnx.ModelProto, shapes: Any) -> Any:
+        bound.append(shapes)
+        return shapes_of(model, shapes)
+
+    monkeypatch.setattr("ensemble_runtime.partition.execute.shapes_of", counting)
+    alone, chance = whole(model), np.random.default_rng(0)
+    with executor(changed, spread(changed, 0), two_devices) as both:
+        before = shared_bytes()
+        both.compute([np.ones((40, 32, 8), np.float32)])
+        full = shared_bytes() - before
+        for rows in (*range(1, 41), *range(40, 0, -3)):
+            x = chance.normal(size=(rows, 32, 8)).astype(np.float32)
+            np.testing.assert_allclose(both.compute([x])[0], alone.run(None, {"x": x})[0], rtol=1e-5, atol=1e-6)
+        assert len(bound) == 40
+        assert shared_bytes() - before < 3 * full, "40 states that begin as zeros, not 40 times everything"
+
+
+def test_more_shapes_than_are_kept(
+    recurrent_models: ModuleType, whole: Whole, two_devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ensemble_runtime.partition.execute._MOST_PLANS", 3)
+    model = recurrent_models.stacked("GRU", 8, 2, 8)
+    graph = parse(model, {"x": (4, 8, 8)})
+    alone, chance = whole(model), np.random.default_rng(0)
+    with executor(graph, spread(graph, 1), two_devices) as both:
+        for rows in (1, 2, 3, 4, 1, 6, 2, 4, 5, 1):
+            x = chance.normal(size=(rows, 8, 8)).astype(np.float32)
+            np.testing.assert_allclose(both.compute([x])[0], alone.run(None, {"x": x})[0], rtol=1e-5, atol=1e-6)
 
 
 def test_shapes_that_do_not_fit(recurrent_models: ModuleType, two_devices: Devices) -> None:

@@ -110,6 +110,22 @@ def test_a_stack_hands_over_the_chunks_of_a_layer_and_nothing_else(
             assert [size for _, size in gpu.down] == [3 * row] * 4
 
 
+def test_another_number_of_rows_takes_no_more_of_the_gpu_than_what_never_changes(
+    recurrent_models: ModuleType, devices: Devices, gpu: AbsentGpu, whole: Any
+) -> None:
+    model = recurrent_models.stacked("LSTM", 24, 2, 12)
+    graph = parse(model, {"x": (4, 12, 24)})
+    changed = opened(graph, dict.fromkeys(openings(graph), 3))
+    alone = whole(model)
+    with closing(Executor(changed, alternating(changed), devices)) as both:
+        for i, x in enumerate(batches(8, (4, 1, 3, 2), 12, 24)):
+            before = gpu.allocated
+            gpu.clear()
+            np.testing.assert_allclose(both.compute([x])[0], alone.run(None, {"x": x})[0], rtol=1e-5, atol=1e-6)
+            if i:
+                assert gpu.allocated - before == sum(size for _, size in gpu.up) - x.nbytes
+
+
 def test_what_both_read_comes_down_once_and_what_two_runs_read_goes_up_once(
     devices: Devices, whole: Any, gpu: AbsentGpu
 ) -> None:
