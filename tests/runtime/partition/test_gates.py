@@ -101,6 +101,22 @@ def test_what_was_opened_before_the_end_is_still_passed() -> None:
     two.bells.wait(two.gates, 1, 1)
 
 
+def test_a_gate_whose_opening_was_not_seen_at_once_is_passed() -> None:
+    """Both ends may look in the same moment: the other one rings no bell then, and its write comes a little later."""
+
+    class Late:
+        def poll(self, patience: int | None) -> list[tuple[int, int]]:
+            assert patience is not None, "it would sleep for ever"
+            two.gates[0] = 1
+            return []
+
+    two = Two(lambda bells, gates: None)
+    two.bells._poll = Late()  # type: ignore[assignment]
+    assert not two.bells.sleep(two.gates, 0, 1)
+    assert two.bells.passed(two.gates, 0, 1)
+    two.end()
+
+
 def test_turns_are_never_zero() -> None:
     """Which is what gates hold before anybody has opened them."""
     assert following(0) == 1
