@@ -26,6 +26,7 @@ from ensemble_runtime.errors import EnsembleError, ModelInvalidError, OutOfMemor
 from ensemble_runtime.members.checks import failure, first_line
 from ensemble_runtime.members.loading import libraries, load
 from ensemble_runtime.members.rows import MadeUpRows
+from ensemble_runtime.members.storage import FetchedModel, to_parse
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Subject:
     """A member with its file, and the largest batch that it will compute."""
 
     member: Member
-    path: Path
+    model: FetchedModel
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     largest: int
@@ -189,7 +190,7 @@ def _process(pipe: Connection, subject: Subject, device: Device) -> None:
         bind(device)
         import_libraries(subject.member)
         meter: _Meter = _GpuMeter(device) if device.kind is DeviceKind.GPU else _CpuMeter()
-        model = load(subject.member, subject.path, subject.inputs, subject.outputs, device)
+        model = load(subject.member, to_parse(subject.model), subject.inputs, subject.outputs, device)
         rows = MadeUpRows(name, model, subject.inputs, subject.outputs, subject.largest)
         pipe.send(meter.peak_bytes())
         while True:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import statistics
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,8 @@ def profile(request: ProfileRequest, cache: Path) -> Iterator[dict[str, Any]]:
     done = 0
     for member in request.members:
         model = fetch(member.model, cache)
-        subject = Subject(member, model.path, request.inputs, request.outputs, sizes[-1])
+        # A process that is not forked is sent what it needs; this one holds the lease.
+        subject = Subject(member, replace(model, lease=None), request.inputs, request.outputs, sizes[-1])
         for device in request.devices:
             who = {"member": member.name, "deviceType": device.type}
             key = {"digest": model.sha256, "deviceType": device.type, "precision": member.precision.value}

@@ -14,9 +14,11 @@ import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from ensemble_runtime.config import Device
+from ensemble_runtime.config import Device, Member, ModelSource
 from ensemble_runtime.devices.local import discover
-from ensemble_runtime.errors import ModelInvalidError, OutOfMemoryError
+from ensemble_runtime.errors import DigestMismatchError, ModelInvalidError, OutOfMemoryError
+from ensemble_runtime.measuring import Measured, Subject
+from ensemble_runtime.members.storage import fetch
 from ensemble_runtime.report import unpack
 
 MIB = 2**20
@@ -151,6 +153,20 @@ def test_profiled_bytes_are_the_weights_and_the_working_memory(request_for, wide
     assert many["memoryBytes"] >= 17 * row, "weights, inputs and outputs"
     assert many["memoryBytes"] <= 64 * row
     assert many["seconds"] > one["seconds"]
+
+
+def test_a_file_that_is_overwritten_while_it_is_measured_is_not_measured_under_its_old_digest(
+    core, spec, onnx_mlp, tmp_path
+):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(onnx_mlp().read_bytes())
+    member = Member(name="m", model=ModelSource(uri=path.as_uri(), format="ONNX"))
+    subject = Subject(member, fetch(member.model, tmp_path / "cache"), (spec("x", 4),), (spec("y", 3),), 1)
+    path.write_bytes(onnx_mlp(classes=5).read_bytes())
+    measured = Measured(subject, core)
+    with pytest.raises(DigestMismatchError, match="was overwritten"):
+        measured.loaded()
+    measured.end()
 
 
 @pytest.fixture
