@@ -112,7 +112,7 @@ def partition(request: PartitionRequest, cache: Path) -> Iterator[dict[str, Any]
 def _in_time(
     graph: Graph, wanted: Partition, costs: Costs, request: PartitionRequest
 ) -> tuple[Planned, float | None, float | None]:
-    """A plan that keeps `latencyMs` also when it is run; the seconds that its split takes, and those of threads.
+    """A plan that keeps `latencyMs` also when it is run; the seconds that it takes, and those of threads.
 
     Raises:
         NoScheduleError: Nothing that was found is as quick.
@@ -122,7 +122,7 @@ def _in_time(
 
     def run(planned: Planned) -> float | None:
         choice = planned.choice
-        if not choice.split or request.simulated:
+        if not choice.beside or request.simulated:
             return None
         return executed(choice.opened.graph, choice.placement, request.devices)
 
@@ -164,11 +164,11 @@ def _served(
     Args:
         planned: The plan.
         wanted: For the least time, the whole model may serve as well.
-        ran: Seconds that its split took.
+        ran: Seconds that it took as it would be served; None where it was not run.
         threads: Seconds that the whole model took on the threads of both devices; None where it is not tried.
     """
     choice, whole = planned.choice, planned.baselines[SCARCE]
-    found = [(choice.schedule.makespan if ran is None else ran, choice.schedule, choice.split)]
+    found = [(choice.schedule.makespan if ran is None else ran, choice.schedule, choice.beside)]
     if whole is not None and wanted.objective is PartitionObjective.LATENCY:
         alone = [whole.schedule.makespan, *([] if threads is None else [threads])]
         found += [(seconds, whole.schedule, False) for seconds in alone]
@@ -179,13 +179,13 @@ def _profiled(
     request: PartitionRequest, planned: Planned, fixed: int, served: tuple[float, Schedule, bool]
 ) -> dict[str, Any]:
     """What a cell costs on the pair, its second process included."""
-    seconds, schedule, split = served
+    seconds, schedule, beside = served
     return {
         "deviceType": ":".join(device.type for device in request.devices),
         "precision": request.member.precision.value,
         "seconds": seconds,
         "memoryBytes": schedule.scarce_bytes + fixed,
-        "secondBytes": schedule.other_bytes + PROCESS_BYTES * split,
+        "secondBytes": schedule.other_bytes + PROCESS_BYTES * beside,
     }
 
 

@@ -99,7 +99,13 @@ def split(
         rows = [random_rows(spec, batch_size, 1, np.random.default_rng(0)) for spec in inputs]
         best: Model = whole
         for proposal in _proposals(partial(_graph, path, whole, inputs, batch_size), member, devices, bound):
-            model: Model = PartitionedModel(whole, proposal, outputs, devices)
+            try:
+                model: Model = PartitionedModel(whole, proposal, outputs, devices)
+            except ModelInvalidError as error:
+                if small:
+                    raise
+                _warn(member, devices, f"a partition is left out: {error}")
+                continue
             why = disagreement(model, whole, inputs, batch_size, tolerated(member.precision, devices))
             if why is not None:
                 _warn(member, devices, f"a partition answers otherwise than the whole model, and is not used: {why}")
@@ -137,7 +143,7 @@ def _proposals(
             raise
         _warn(member, devices, f"served whole: {error}")
         return
-    if choice.opened.steps is not None or any(choice.schedule.device):
+    if choice.opened.steps is not None or choice.beside:
         everything = choice.opened.busy.scarce_bytes((SCARCE,) * len(choice.schedule.device))
         saves = bound is not None and everything > bound
         yield Proposal(choice.opened.graph, choice.placement, choice.opened.steps, saves)

@@ -85,6 +85,11 @@ class Choice:
         """Whether both devices compute."""
         return len(set(self.schedule.device)) > 1
 
+    @property
+    def beside(self) -> bool:
+        """Whether the second device computes anything: then it has a process."""
+        return any(self.schedule.device)
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -344,4 +349,6 @@ def _proof(choice: Choice, wanted: Partition) -> Proof | None:
         return None
     if wanted.objective is PartitionObjective.LATENCY:
         return prove_makespan(problem)
-    return prove_bytes(problem, _limit(wanted))
+    with suppress(NoScheduleError):  # an order that search does not find keeps the time
+        return prove_bytes(problem, _limit(wanted))
+    return None

@@ -32,12 +32,14 @@ from ensemble_runtime.config import (
 from ensemble_runtime.errors import ModelInvalidError
 from ensemble_runtime.members.onnx_model import OnnxModel
 from ensemble_runtime.partition import answer, costs, planning
+from ensemble_runtime.partition import model as partitioned
 from ensemble_runtime.partition.answer import PartitionRequest, partition
 from ensemble_runtime.partition.graph import Graph, parse
 from ensemble_runtime.partition.model import PartitionedModel, load_partitioned, split
 from ensemble_runtime.partition.planning import Choice, Costs, again, plan
 from ensemble_runtime.partition.rewriting import Rewriting
 from ensemble_runtime.partition.schedule import NoScheduleError
+from ensemble_runtime.partition.second import PROCESS_BYTES
 
 LATENCY, MEMORY = PartitionObjective.LATENCY, PartitionObjective.MEMORY
 Devices = tuple[Device, Device]
@@ -260,6 +262,23 @@ def test_a_way_of_opening_that_fails_is_left_out(
     assert ["12 time steps: shapes cannot be inferred" in x.getMessage() for x in caplog.records] == [True]
 
 
+def test_parts_that_cannot_be_opened_are_left_out_for_the_least_time(
+    devices: Devices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """ONNX Runtime may refuse together what it computes apart."""
+
+    def refusing(*_: object) -> None:
+        raise ModelInvalidError("cannot be computed in parts: NOT_IMPLEMENTED")
+
+    monkeypatch.setattr(partitioned, "Executor", refusing)
+    model = old_stack()
+    member, path = member_of(model, tmp_path, Partition(objective=LATENCY))
+    with caplog.at_level(logging.WARNING):
+        served = split(member, path, INPUTS, tensor_of(model), devices, 2)
+    assert isinstance(served, OnnxModel)
+    assert "a partition is left out: cannot be computed in parts" in caplog.text
+
+
 @pytest.fixture
 def stack() -> Graph:
     return parse(MODELS.stacked("LSTM", 64, 2, 16), {"x": (1, 16, 64)})
@@ -363,7 +382,7 @@ def test_a_split_that_takes_longer_when_it_is_run_is_not_offered(
 
     monkeypatch.setattr(answer, "plan", full)
     monkeypatch.setattr(answer, "executed", lambda *_: next(took))
-    monkeypatch.setattr(Choice, "split", property(lambda _: True))
+    monkeypatch.setattr(Choice, "beside", property(lambda _: True))
     monkeypatch.setattr(Costs, "in_place", lambda _, choice: choice)
     request = request_of(tmp_path, devices, Partition(objective=MEMORY, latency_ms=1000 * limit))
     took = iter([1.2 * limit, 0.9 * limit])
@@ -374,6 +393,13 @@ def test_a_split_that_takes_longer_when_it_is_run_is_not_offered(
     took = iter([1.2 * limit, 1.1 * limit, 1.05 * limit, 1.04 * limit])
     with pytest.raises(NoScheduleError, match=r"a batch takes 10\.4 ms when it is run, latencyMs permits 10"):
         list(partition(request, tmp_path))
+
+
+def test_a_model_that_is_all_on_the_second_device_has_a_process_there(tmp_path: Path, devices: Devices) -> None:
+    (record,) = partition(request_of(tmp_path, devices, Partition(objective=MEMORY, latency_ms=60_000)), tmp_path)
+    assert set(record["placement"]["device"].values()) == {1} and record["memoryBytes"] == 0
+    assert record["secondBytes"] == record["choice"]["otherBytes"] + PROCESS_BYTES
+    assert record["seconds"] == record["measuredMs"] / 1000, "what one device tells the other is in it"
 
 
 def test_a_member_that_is_slower_than_its_latency_serves_and_says_so(
