@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ensemble_runtime.partition.memory import Span
 from ensemble_runtime.partition.runs import Run
@@ -38,8 +39,8 @@ class Crossings:
     """By run."""
     once: tuple[Span, ...]
     """What never changes, to be copied to the GPU before the first batch."""
-    held: Mapping[str, Span]
-    """Of each buffer that the GPU reads or writes, the bytes that it needs a place for."""
+    places: tuple[Span, ...]
+    """What has to lie together in the GPU's memory; no byte is in two of them."""
 
 
 def crossings(
@@ -65,8 +66,9 @@ def crossings(
     host = [*taken, *(x for run in others for x in run.inputs), *(x for i in own for x in on_host[i])]
     elsewhere = _by_buffer(map(span, host))
     # What a batch begins with goes up as a whole: one copy is quicker than one for each of its parts.
-    whole = {name: _hull(here[name]) for name in {span(x).buffer for x in given} if name in here}
-    changing = {*whole, *(span(y).buffer for run in others for y in run.outputs)}
+    begins = {span(x).buffer for x in given}
+    whole = {name: _hull(here[name]) for name in begins.intersection(here) if len(_places(here[name])) == 1}
+    changing = {*begins, *(span(y).buffer for run in others for y in run.outputs)}
     present: dict[str, list[Span]] = {}
     touched: list[Span] = []
     once: list[Span] = []
@@ -90,7 +92,23 @@ def crossings(
             touched.append(made)
             down += [made] if needed else []
         visits[i] = Visit(frozenset(there), tuple(up), tuple(down))
-    return Crossings(visits, tuple(once), {name: _hull(spans) for name, spans in _by_buffer(touched).items()})
+    places = (place for spans in _by_buffer(touched).values() for place in _places(spans))
+    return Crossings(visits, tuple(once), tuple(places))
+
+
+_LOAD = 16
+"""Bytes that a thread of a GPU loads at once. Kernels may rely on tensors that begin at a multiple, as all do that ONNX
+Runtime allocates; one that begins elsewhere ends the process's use of the GPU."""
+
+
+def _places(spans: Sequence[Span]) -> list[Span]:
+    """Some tensors of a buffer as one place, or a place for each where one would not begin as kernels want it."""
+    hull = _hull(spans)
+    apart = sorted({span for span in spans if span.size}, key=lambda span: span.start)
+    overlap = any(after.start < before.stop for before, after in pairwise(apart))
+    if overlap or all((span.start - hull.start) % _LOAD == 0 for span in apart):
+        return [hull]
+    return apart
 
 
 def _by_buffer(spans: Iterable[Span]) -> dict[str, list[Span]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ class Arena:
 
     def room(self, size: int) -> Any:
         """So many bytes, undefined, for any shape; the first is best the largest."""
-        if size > self._size:
+        if self._value is None or size > self._size:
             self._size, self._value = size, allocated(size)
         return self._value
 
@@ -67,22 +68,22 @@ class GpuMemory:
 
         Args:
             host: The same buffers in the host's memory.
-            found: The bytes of each that need a place, and those that never change.
+            found: Which bytes need a place, and which of them never change.
             arena: For all that does.
         """
         self._host = host
-        self._held = found.held
         fixed = {span.buffer for span in found.once}
-        self._values = {name: allocated(found.held[name].size) for name in fixed}
-        at: dict[str, int] = {}
-        size = 0
-        for name, span in found.held.items():
-            if name not in fixed:
-                at[name] = size
-                size += -(-span.size // _ALIGNED) * _ALIGNED
-        self._common = arena.room(size)
-        self._at = {name: int(self._common.data_ptr()) + start for name, start in at.items()}
-        self._at |= {name: int(value.data_ptr()) for name, value in self._values.items()}
+        shared = [place for place in found.places if place.buffer not in fixed]
+        starts = [0, *accumulate(-(-place.size // _ALIGNED) * _ALIGNED for place in shared)]
+        self._common = arena.room(starts[-1])
+        self._own = [(place, allocated(place.size)) for place in found.places if place.buffer in fixed]
+        common = int(self._common.data_ptr())
+        self._at: dict[str, list[tuple[Span, int]]] = {}
+        for place, address in (
+            *((place, common + start) for place, start in zip(shared, starts, strict=False)),
+            *((place, int(value.data_ptr())) for place, value in self._own),
+        ):
+            self._at.setdefault(place.buffer, []).append((place, address))
 
     def bind(self, name: str) -> Place:
         """A tensor for an I/O binding."""
@@ -98,7 +99,9 @@ class GpuMemory:
         return tuple((window(session, self._address(s), s.size), self._host.bytes(s)) for s in spans)
 
     def _address(self, span: Span) -> int:
-        return self._at[span.buffer] + span.start - self._held[span.buffer].start
+        here = self._at[span.buffer]
+        place, address = next((x for x in here if x[0].start <= span.start and span.stop <= x[0].stop), here[0])
+        return address + span.start - place.start
 
 
 _ALIGNED = 256

@@ -50,6 +50,8 @@ class AbsentGpu:
         """Where to on the device."""
         self.down: list[Bytes] = []
         """Where from on the device, or where to on the host if a run has left it there."""
+        self.odd: list[Bytes] = []
+        """Tensors that runs were bound to, and that do not begin as ONNX Runtime's own do."""
         self.copies = True
         """Whether updates do what they promise."""
 
@@ -58,7 +60,9 @@ class AbsentGpu:
         self.down.clear()
 
     def allocate(self, size: int) -> int:
-        self._blocks.append(np.full(size, 0xFF, np.uint8))
+        block = np.full(size + 256, 0xFF, np.uint8)
+        begin = -block.ctypes.data % 256
+        self._blocks.append(block[begin : begin + size])
         return int(self._blocks[-1].ctypes.data)
 
     @property
@@ -113,6 +117,8 @@ class Binding:
     def _tensor(self, kind: str, dtype: Any, shape: Sequence[int], address: int) -> tuple[str, np.ndarray, Bytes]:
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         self._gpu.check(kind, address, size)
+        if kind == "cuda" and dtype != np.uint8 and address % 16:
+            self._gpu.odd.append((address, size))
         return kind, at(address, size).view(dtype).reshape(shape), (address, size)
 
 

@@ -71,6 +71,7 @@ BUILDS = {
     "both directions": lambda models, kind: models.stacked(kind, 24, 2, 12, both=True),
     "encoder and decoder": lambda models, kind: models.encoder_decoder(kind, 24, 2, 12),
     "branches": lambda models, kind: models.branches(kind, 24, 3, 12),
+    "odd": lambda models, kind: models.stacked(kind, 9, 3, 12),
 }
 
 
@@ -81,12 +82,13 @@ def test_every_batch_is_computed_on_its_own_rows(
     recurrent_models: ModuleType, whole: Any, gpu: AbsentGpu, devices: Devices, kind: str, build: str, steps: int
 ) -> None:
     model = BUILDS[build](recurrent_models, kind)
-    graph = parse(model, {"x": (3, 12, 24)})
+    features = 9 if build == "odd" else 24
+    graph = parse(model, {"x": (3, 12, features)})
     changed = opened(graph, dict.fromkeys(openings(graph), steps))
     alone = whole(model)
     for seed in range(2):
         with closing(Executor(changed, spread(changed, seed), devices)) as both:
-            for x in batches(6, (3, 3, 1), 12, 24):
+            for x in batches(6, (3, 3, 1), 12, features):
                 gpu.clear()
                 (found,) = both.compute([x])
                 np.testing.assert_allclose(found, alone.run(None, {"x": x})[0], rtol=1e-5, atol=1e-6)
@@ -108,6 +110,23 @@ def test_a_stack_hands_over_the_chunks_of_a_layer_and_nothing_else(
             assert ups.count(12 * row) == 1
             assert len(ups) == 1 or i == 0, "what never changes went up with the first batch"
             assert [size for _, size in gpu.down] == [3 * row] * 4
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_chunks_of_odd_sizes_begin_where_kernels_want_them(
+    recurrent_models: ModuleType, whole: Any, devices: Devices, gpu: AbsentGpu, kind: str
+) -> None:
+    """A step of one row has 36 bytes here: what lies close together on the host has places of its own on the GPU."""
+    model = recurrent_models.stacked(kind, 9, 3, 12)
+    graph = parse(model, {"x": (1, 12, 9)})
+    changed = opened(graph, dict.fromkeys(openings(graph), 5))
+    alone = whole(model)
+    with closing(Executor(changed, alternating(changed), devices)) as both:
+        for x in batches(4, (1, 2), 12, 9):
+            gpu.clear()
+            np.testing.assert_allclose(both.compute([x])[0], alone.run(None, {"x": x})[0], rtol=1e-5, atol=1e-6)
+            assert twice(gpu.up) == twice(gpu.down) == 0
+    assert not gpu.odd
 
 
 def test_another_number_of_rows_takes_no_more_of_the_gpu_than_what_never_changes(
