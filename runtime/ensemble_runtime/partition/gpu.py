@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from ensemble_runtime.members.checks import failure, first_line
 from ensemble_runtime.partition.crossings import GPU, Crossings, Visit, crossings
 from ensemble_runtime.partition.memory import Memory, Place, Span
 from ensemble_runtime.partition.runs import Run
@@ -140,7 +141,25 @@ def on_gpu(
 
     Returns:
         By run.
+
+    Raises:
+        ModelInvalidError: ONNX Runtime does not bind them, or does not tell where an input is read.
+        OutOfMemoryError: There is no room for them.
     """
+    try:
+        return _bound(runs, sessions, memory, arena, given, taken)
+    except Exception as error:  # ONNX Runtime raises a dozen classes without a common base
+        raise failure(error, f"cannot be bound to a GPU: {first_line(error)}") from error
+
+
+def _bound(
+    runs: Sequence[Run],
+    sessions: Sessions,
+    memory: Memory,
+    arena: Arena,
+    given: Iterable[str],
+    taken: Iterable[str],
+) -> dict[int, Computation]:
     own = [i for i, run in enumerate(runs) if run.device == GPU]
     found = crossings(runs, memory.span, {i: _on_host(runs[i], *sessions[i]) for i in own}, given, taken)
     gpu = GpuMemory(memory, found, arena)
@@ -163,6 +182,8 @@ def _computation(
 
 def _on_host(run: Run, session: Any, names: Mapping[str, str]) -> frozenset[str]:
     """The inputs of a run that its session wants in the host's memory, as some operators want shapes and lengths."""
+    if not hasattr(session, "get_input_memory_infos"):
+        raise LookupError("this ONNX Runtime does not tell where inputs are read; take onnxruntime-gpu 1.27 or newer")
     places = zip(session.get_inputs(), session.get_input_memory_infos(), strict=True)
     there = {x.name for x, place in places if place.name == "Cpu"}
     return frozenset(name for name in run.inputs if names[name] in there)

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from absent_gpu import DEVICE, AbsentGpu, install, twice
+from absent_gpu import DEVICE, AbsentGpu, Session, install, twice
 from onnx import TensorProto, helper, numpy_helper
 
 from ensemble_runtime.config import (
@@ -29,6 +29,7 @@ from ensemble_runtime.config import (
     PartitionObjective,
     TensorSpec,
 )
+from ensemble_runtime.errors import OutOfMemoryError
 from ensemble_runtime.members.onnx_model import OnnxModel
 from ensemble_runtime.partition.agreement import disagreement, tolerated
 from ensemble_runtime.partition.costs import measured
@@ -250,6 +251,28 @@ def test_a_gpu_that_keeps_what_it_saw_first_does_not_agree(
         gpu.copies = copies
         why = disagreement(model, alone, inputs, 2, tolerated(member.precision, devices))
     assert (why is None) == copies
+
+
+def test_a_member_is_served_whole_where_an_old_onnx_runtime_does_not_tell_where_it_reads(
+    recurrent_models: ModuleType, devices: Devices, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    monkeypatch.delattr(Session, "get_input_memory_infos")
+    member, path, inputs, outputs = _member(recurrent_models, tmp_path)
+    assert isinstance(split(member, path, inputs, outputs, devices, 2), OnnxModel)
+    assert "onnxruntime-gpu 1.27" in caplog.text
+
+
+def test_lack_of_memory_on_the_gpu_is_told_as_such(
+    recurrent_models: ModuleType, devices: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("Failed to allocate memory for requested buffer of size 1048576")
+
+    graph = parse(recurrent_models.stacked("LSTM", 8, 2, 8), {"x": (2, 8, 8)})
+    with closing(Executor(graph, alternating(graph), devices)) as both:
+        monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_shape_and_type", full)
+        with pytest.raises(OutOfMemoryError, match="bound to a GPU"):
+            both.compute([np.ones((2, 8, 8), np.float32)])
 
 
 @pytest.mark.parametrize("fails_on", [0, 1])
