@@ -136,7 +136,10 @@ class Member(Schema):
     model: ModelSource
     weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="Share in weighted rules and votes.")
     precision: Precision = Field(Precision.FP32, description="Floating-point type to compute in.")
-    shadow: bool = Field(False, description="Scored on every request, never combined, never waited for.")
+    shadow: bool = Field(
+        False,
+        description="Predicts on every request and is compared with the answer; never combined, never waited for.",
+    )
     partition: Partition | None = Field(None, description="Permit that one cell of it stands on two devices.")
 
     @model_validator(mode="after")

@@ -35,6 +35,7 @@ class EnsembleCollector(Collector):
         health = self._pipeline.health()
         yield from self._requests()
         yield from self._members(health)
+        yield from self._shadows(health)
         yield from self._cells(health)
         yield from self._remotes(health)
         yield from self._processes(health)
@@ -81,6 +82,26 @@ class EnsembleCollector(Collector):
         for member, rows in health.queue_rows.items():
             waiting.add_metric([member], rows)
         yield waiting
+
+    def _shadows(self, health: Health) -> Iterator[Metric]:
+        for name, text, counts in (
+            ("rows", "Answered rows that a shadow predicted, too.", {s.name: s.rows for s in health.shadows}),
+            (
+                "agreeing_rows",
+                "Those for which it has the answer's class.",
+                {s.name: s.agreeing for s in health.shadows if s.agreeing is not None},
+            ),
+            (
+                "distance",
+                "Mean distance of each of those rows' numbers from the answer's, added up.",
+                {s.name: s.apart for s in health.shadows if s.apart is not None},
+            ),
+        ):
+            family = CounterMetricFamily(f"ensemble_shadow_{name}", text, labels=[*self._model, "member"])
+            for member, count in counts.items():
+                family.add_metric([*self._model.values(), member], count)
+            if counts:
+                yield family
 
     def _cells(self, health: Health) -> Iterator[Metric]:
         labels = ["member", "device"]

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from ensemble_runtime.pipeline.arena import (
 from ensemble_runtime.pipeline.entries import ENTRY, segments
 from ensemble_runtime.pipeline.health import HealthReader, queued_rows
 from ensemble_runtime.pipeline.intake import HIGH, NORMAL
-from ensemble_runtime.pipeline.judging import CANCEL, DONE, EXPIRE, NOTHING, TIMED_OUT
+from ensemble_runtime.pipeline.judging import CANCEL, DONE, DONE_PARTIAL, EXPIRE, NOTHING, TIMED_OUT
 from ensemble_runtime.pipeline.leases import ENDED, WAITING, RowLease, Tensors
 from ensemble_runtime.pipeline.outcomes import Outcomes
 from ensemble_runtime.pipeline.port import (
@@ -41,6 +42,7 @@ from ensemble_runtime.pipeline.port import (
     RequestTooLargeError,
 )
 from ensemble_runtime.pipeline.rows import RowAllocator
+from ensemble_runtime.pipeline.shadows import Shadows
 from ensemble_runtime.pipeline.wiring import Wiring, ring
 
 log = logging.getLogger(__name__)
@@ -67,6 +69,7 @@ class Batcher:
         geometry, config = arena.geometry, arena.config
         self._tensors = Tensors(arena)
         self._outcomes = Outcomes(arena)
+        self._compared = Shadows(arena, self._tensors)
         self._leases: list[RowLease | None] = [None] * geometry.slots
         orphans = self._adopt()
         self._rows = RowAllocator(geometry.rows, [(lease.base, lease.rows) for lease in orphans])
@@ -189,10 +192,12 @@ class Batcher:
 
     def health(self) -> Health:
         """See `port.Pipeline.health`."""
-        return self._health.read()
+        return replace(self._health.read(), shadows=self._compared.read())
 
     def _free(self, lease: RowLease) -> None:
         slot = lease.slot
+        if lease.answered:
+            self._compared.compare(lease)
         self._table[3][slot] = 0
         self._leases[slot] = None
         self._rows.give(lease.base, lease.rows)
@@ -323,6 +328,7 @@ class Batcher:
         done = lease.done
         outcome = COMPLETE if verdict == DONE else self._outcomes.of(lease, verdict)
         self._end(lease)
+        lease.answered = verdict in (DONE, DONE_PARTIAL) and len(self._compared) > 0
         if verdict != DONE and not lease.settled:
             # Whoever has not begun on it need not: the answer has left without them.
             self._table[3][lease.slot] |= CANCELLED

@@ -14,6 +14,8 @@ from ensemble_runtime.pipeline.disagreement import SIGNALS
 from ensemble_runtime.pipeline.port import Outcome
 from ensemble_runtime.pipeline.prediction import packed
 
+Array = NDArray[np.generic]
+
 FILLING, WAITING, ENDED = range(3)
 """States of a lease."""
 
@@ -23,6 +25,7 @@ class RowLease:
 
     __slots__ = (
         "_tensors",
+        "answered",
         "asked",
         "base",
         "done",
@@ -44,6 +47,8 @@ class RowLease:
         self.generation = 0
         """Its place among all that were sent; 0: not yet."""
         self.state = FILLING
+        self.answered = False
+        """Whether it was answered, and there are shadows to compare with the answer."""
         self.asked: list[int] | None = None
         """The members that it goes to, where it does not go to all."""
         self.done: Callable[[Outcome], None] | None = None

@@ -126,6 +126,19 @@ class RemoteStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ShadowStatus:
+    """How one shadow's predictions compare with the answers, since the gateway started."""
+
+    name: str
+    rows: int
+    """Answered rows that it predicted as well."""
+    agreeing: float | None
+    """Those of the answer's class, where the first output tells classes; of a row of several, their share."""
+    apart: float | None
+    """Where it tells numbers: the mean distance of a row's from the answer's, added up over the rows."""
+
+
+@dataclass(frozen=True, slots=True)
 class Health:
     """The truth about the pipeline at this moment."""
 
@@ -138,6 +151,7 @@ class Health:
     queue_rows: dict[str, int]
     """Rows that wait for each member."""
     remotes: tuple[RemoteStatus, ...] = ()
+    shadows: tuple[ShadowStatus, ...] = ()
 
 
 L = TypeVar("L", bound=Lease)

@@ -172,6 +172,22 @@ async def any_length(client: Any) -> None:
     assert client.cells("shadow")[0].rows == client.cells("triple")[0].rows
 
 
+async def beside_a_shadow(client: Any) -> None:
+    for rows in (1, 3, 8):
+        await client.ask(rows_in_mood(client, None, rows))
+    failed = await client.ask(rows_in_mood(client, RAISES, 2))
+    assert failed.outcome.verdict is Verdict.MEMBER_FAILED
+    await client.settled()
+    (shadow,) = client.batcher.health().shadows
+    assert (shadow.name, shadow.rows, shadow.agreeing) == ("shadow", 12, None)
+    assert shadow.apart == pytest.approx(12 * 3.0, rel=1e-5)
+
+
+def test_a_shadow_is_compared_with_what_was_answered(run: Callable[..., Any], on_cores: Callable[..., Any]) -> None:
+    members = {"moody": {"file": "moody"}, "shadow": {"file": "spoiler", "shadow": True}}
+    run(on_cores(members), "beside_a_shadow")
+
+
 async def segments_that_differ(client: Any) -> None:
     values = np.full((11, 4), 5.0, dtype="f4")
     values[:, 0] = np.arange(11) + 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -11,10 +12,10 @@ from hypothesis import strategies as st
 
 from ensemble_runtime.config import RuntimeConfig
 from ensemble_runtime.gateway import documents
-from ensemble_runtime.gateway.exposition import process_usage
+from ensemble_runtime.gateway.exposition import exposition, process_usage
 from ensemble_runtime.gateway.metrics import BOUNDS_SECONDS, Counters
 from ensemble_runtime.gateway.refusal import Reason
-from ensemble_runtime.pipeline.port import CellStatus, Health
+from ensemble_runtime.pipeline.port import CellStatus, Health, ShadowStatus
 
 CELL = CellStatus("gpu-0", "a", 4, "Ready", os.getpid(), 1, 10, 30, 0.5, 2, "GPU-1 at 0000:01:00.0")
 HEALTH = Health(True, "", (CELL,), {"gateway": os.getpid()}, {"a": 3})
@@ -40,6 +41,26 @@ def test_failures_are_told_apart() -> None:
     assert counters.failed == dict.fromkeys(Reason, 0) | {Reason.REJECTED: 1}
     assert counters.missing == {"a": 0, "b": 1}
     assert counters.failed_ns > 0 and counters.last_inference_ms() > 0
+
+
+def test_shadows_are_told_by_what_they_can_be_told_by(configure: Callable[..., RuntimeConfig]) -> None:
+    shadows = (ShadowStatus("new", 40, 38.5, None), ShadowStatus("newer", 7, None, 0.25))
+
+    class Pipeline:
+        config = configure()
+        in_flight = 0
+
+        def health(self) -> Health:
+            return replace(HEALTH, shadows=shadows)
+
+    lines = exposition(Pipeline(), Counters(["a"])).decode().splitlines()  # type: ignore[arg-type]
+    told = [line.replace(',model="digits",version="3"', "") for line in lines if line.startswith("ensemble_shadow")]
+    assert told == [
+        'ensemble_shadow_rows_total{member="new"} 40.0',
+        'ensemble_shadow_rows_total{member="newer"} 7.0',
+        'ensemble_shadow_agreeing_rows_total{member="new"} 38.5',
+        'ensemble_shadow_distance_total{member="newer"} 0.25',
+    ]
 
 
 def test_the_documents_describe_the_ensemble(configure: Callable[..., RuntimeConfig]) -> None:
