@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
-import os
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -23,40 +20,11 @@ from ensemble_runtime.partition.simulation import SimulatedGpu
 LATENCY, MEMORY = PartitionObjective.LATENCY, PartitionObjective.MEMORY
 
 
-def _models() -> ModuleType:
-    path = Path(__file__).parents[3] / "benchmarks" / "recurrent_models.py"
-    spec = importlib.util.spec_from_file_location("recurrent_models", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
-
-
-MODELS = _models()
-
-
-@pytest.fixture(scope="module")
-def stack() -> Graph:
-    return parse(MODELS.stacked("LSTM", 64, 2, 16), {"x": (1, 16, 64)})
-
-
-@pytest.fixture(scope="module")
-def devices() -> tuple[Device, Device]:
-    """Two sets of one core; the same one where there is no other."""
-    cores = sorted(os.sched_getaffinity(0))
-    one, other = (
-        Device(name=f"cpu{i}", kind=DeviceKind.CPU, type="cpu-1", memory_bytes=2**30, cores=(core,))
-        for i, core in enumerate((cores[0], cores[-1]))
-    )
-    return one, other
-
-
 def test_every_operator_has_its_seconds_and_recurrent_ones_the_most(
-    stack: Graph, devices: tuple[Device, Device]
+    small_stack: Graph, two_cores: tuple[Device, Device]
 ) -> None:
-    graph = opened(stack, overlapping(stack, 4))
-    for device in measured(graph, devices):
+    graph = opened(small_stack, overlapping(small_stack, 4))
+    for device in measured(graph, two_cores):
         for seconds in (device.alone, device.busy):
             assert set(seconds) == {operator.name for operator in graph.operators}
             recurrent = sum(seconds[x.name] for x in graph.operators if x.op_type == "LSTM")
@@ -64,36 +32,38 @@ def test_every_operator_has_its_seconds_and_recurrent_ones_the_most(
             assert min(seconds.values()) >= 0
 
 
-def test_weights_count_once_however_many_chunks_share_them(stack: Graph) -> None:
-    graph = opened(stack, overlapping(stack, 4))
+def test_weights_count_once_however_many_chunks_share_them(small_stack: Graph) -> None:
+    graph = opened(small_stack, overlapping(small_stack, 4))
     seconds = dict.fromkeys((x.name for x in graph.operators), 0.001)
     problem = instance(graph, (seconds, seconds), (Link(0, 0), Link(0, 0)), None)
-    weights = sum(stack.weights.values())
+    weights = sum(small_stack.weights.values())
     everything = problem.scarce_bytes((0,) * len(graph.operators))
     assert weights <= everything < 1.5 * weights
 
 
-def test_gates_of_all_steps_are_workspace(stack: Graph) -> None:
-    lstm = next(x.name for x in stack.operators if x.op_type == "LSTM")
-    assert workspace(stack, lstm) == 16 * 1 * 64 * 4 * 4
-    assert workspace(stack, next(x.name for x in stack.operators if x.op_type == "MatMul")) == 0
+def test_gates_of_all_steps_are_workspace(small_stack: Graph) -> None:
+    lstm = next(x.name for x in small_stack.operators if x.op_type == "LSTM")
+    assert workspace(small_stack, lstm) == 16 * 1 * 64 * 4 * 4
+    assert workspace(small_stack, next(x.name for x in small_stack.operators if x.op_type == "MatMul")) == 0
 
 
-def test_waking_the_other_thread_takes_time_but_not_long(devices: tuple[Device, Device]) -> None:
-    there, back = links(devices)
+def test_waking_the_other_thread_takes_time_but_not_long(two_cores: tuple[Device, Device]) -> None:
+    there, back = links(two_cores)
     assert there == back
     assert 0 < there.latency < 0.1
 
 
-def test_chunks_divide_the_time_steps_and_nothing_is_opened_that_is_not_recurrent() -> None:
-    stack = parse(MODELS.stacked("GRU", 8, 2, 24), {"x": (1, 24, 8)})
+def test_chunks_divide_the_time_steps_and_nothing_is_opened_that_is_not_recurrent(recurrent_models: ModuleType) -> None:
+    stack = parse(recurrent_models.stacked("GRU", 8, 2, 24), {"x": (1, 24, 8)})
     assert ways_to_open(stack) == [None, 12, 6]
-    single = parse(MODELS.stacked("GRU", 8, 1, 24), {"x": (1, 24, 8)})
+    single = parse(recurrent_models.stacked("GRU", 8, 1, 24), {"x": (1, 24, 8)})
     assert ways_to_open(single) == [None]
 
 
-def test_no_plan_is_worse_than_one_device_by_its_own_prediction(stack: Graph, devices: tuple[Device, Device]) -> None:
-    planned = plan(stack, Partition(objective=LATENCY), Costs(devices))
+def test_no_plan_is_worse_than_one_device_by_its_own_prediction(
+    small_stack: Graph, two_cores: tuple[Device, Device]
+) -> None:
+    planned = plan(small_stack, Partition(objective=LATENCY), Costs(two_cores))
     alone = [base.schedule.makespan for base in planned.baselines if base is not None]
     assert planned.choice.schedule.makespan <= min(alone)
     assert {x.name for x in planned.choice.opened.graph.operators} == set(planned.choice.placement.device)
@@ -101,32 +71,34 @@ def test_no_plan_is_worse_than_one_device_by_its_own_prediction(stack: Graph, de
     assert planned.curve[-1].schedule.scarce_bytes == 0
 
 
-def test_memory_leaves_a_simulated_gpu_within_the_latency(stack: Graph, devices: tuple[Device, Device]) -> None:
+def test_memory_leaves_a_simulated_gpu_within_the_latency(small_stack: Graph, two_cores: tuple[Device, Device]) -> None:
     gpu = Device(name="gpu0", kind=DeviceKind.SIMULATED, type="gpu", memory_bytes=2**30)
-    costs = Costs((gpu, devices[1]), SimulatedGpu(speedup=4, launch_us=0, latency_us=1))
-    quick = plan(stack, Partition(objective=LATENCY), costs, chart=False)
+    costs = Costs((gpu, two_cores[1]), SimulatedGpu(speedup=4, launch_us=0, latency_us=1))
+    quick = plan(small_stack, Partition(objective=LATENCY), costs, chart=False)
     fast = quick.choice.schedule.makespan * 1000
     (gpu_alone, cpu_alone) = quick.baselines
     assert gpu_alone is not None and cpu_alone is not None
     assert gpu_alone.schedule.makespan < cpu_alone.schedule.makespan / 2
-    tight = plan(stack, Partition(objective=MEMORY, latency_ms=fast * 2), costs, chart=False)
+    tight = plan(small_stack, Partition(objective=MEMORY, latency_ms=fast * 2), costs, chart=False)
     assert 0 < tight.choice.schedule.scarce_bytes < gpu_alone.schedule.scarce_bytes
     with pytest.raises(NoScheduleError, match="latencyMs permits"):
-        plan(stack, Partition(objective=MEMORY, latency_ms=fast / 100), costs, chart=False)
+        plan(small_stack, Partition(objective=MEMORY, latency_ms=fast / 100), costs, chart=False)
 
 
-def test_a_simulated_gpu_is_as_fast_as_stated(stack: Graph) -> None:
-    seconds = {x.name: 0.008 if x.op_type == "LSTM" else 0.0 for x in stack.operators}
-    there = SimulatedGpu(speedups={"LSTM": 2.0}, launch_us=100).seconds(stack, seconds)
+def test_a_simulated_gpu_is_as_fast_as_stated(small_stack: Graph) -> None:
+    seconds = {x.name: 0.008 if x.op_type == "LSTM" else 0.0 for x in small_stack.operators}
+    there = SimulatedGpu(speedups={"LSTM": 2.0}, launch_us=100).seconds(small_stack, seconds)
     assert sorted(set(there.values())) == pytest.approx([0.0, 0.0041])
 
 
-def test_a_request_is_answered_in_plain_data(tmp_path: Path, devices: tuple[Device, Device]) -> None:
+def test_a_request_is_answered_in_plain_data(
+    tmp_path: Path, two_cores: tuple[Device, Device], recurrent_models: ModuleType
+) -> None:
     import onnx
 
-    onnx.save(MODELS.stacked("LSTM", 16, 2, 16), tmp_path / "model.onnx")
+    onnx.save(recurrent_models.stacked("LSTM", 16, 2, 16), tmp_path / "model.onnx")
     source = ModelSource(uri=(tmp_path / "model.onnx").as_uri(), format=ModelFormat.ONNX)
-    request = PartitionRequest(member=Member(name="m", model=source), devices=devices, batch_sizes=(1, 4))
+    request = PartitionRequest(member=Member(name="m", model=source), devices=two_cores, batch_sizes=(1, 4))
     records = list(partition(request, tmp_path / "cache"))
     assert [record["batchSize"] for record in records] == [1, 4]
     for record in records:
@@ -143,12 +115,12 @@ def test_a_request_is_answered_in_plain_data(tmp_path: Path, devices: tuple[Devi
 
 
 def test_batches_that_no_schedule_is_quick_enough_for_are_left_out(
-    tmp_path: Path, devices: tuple[Device, Device]
+    tmp_path: Path, two_cores: tuple[Device, Device], recurrent_models: ModuleType
 ) -> None:
     """As a profile does; only where not even the first is quick enough, that is an error."""
     import onnx
 
-    onnx.save(MODELS.stacked("LSTM", 16, 2, 16), tmp_path / "model.onnx")
+    onnx.save(recurrent_models.stacked("LSTM", 16, 2, 16), tmp_path / "model.onnx")
     source = ModelSource(uri=(tmp_path / "model.onnx").as_uri(), format=ModelFormat.ONNX)
     gpu = Device(name="gpu0", kind=DeviceKind.SIMULATED, type="gpu", memory_bytes=2**30)
 
@@ -156,7 +128,7 @@ def test_batches_that_no_schedule_is_quick_enough_for_are_left_out(
         wanted = Partition(objective=MEMORY, latency_ms=milliseconds)
         member = Member(name="m", model=source, partition=wanted)
         costs = SimulatedGpu(speedup=1, launch_us=0)
-        both = (gpu, devices[1])
+        both = (gpu, two_cores[1])
         return PartitionRequest(member=member, devices=both, batch_sizes=(1, 2048), simulated=costs, chart=False)
 
     (roomy,) = partition(asked(1e5).model_copy(update={"batch_sizes": (1,)}), tmp_path)
@@ -167,12 +139,14 @@ def test_batches_that_no_schedule_is_quick_enough_for_are_left_out(
         list(partition(asked(0.001), tmp_path))
 
 
-def test_the_second_device_is_a_set_of_cores(tmp_path: Path, devices: tuple[Device, Device]) -> None:
+def test_the_second_device_is_a_set_of_cores(
+    tmp_path: Path, two_cores: tuple[Device, Device], recurrent_models: ModuleType
+) -> None:
     import onnx
 
-    onnx.save(MODELS.stacked("LSTM", 16, 1, 4), tmp_path / "model.onnx")
+    onnx.save(recurrent_models.stacked("LSTM", 16, 1, 4), tmp_path / "model.onnx")
     source = ModelSource(uri=(tmp_path / "model.onnx").as_uri(), format=ModelFormat.ONNX)
     gpu = Device(name="gpu0", kind=DeviceKind.SIMULATED, type="gpu", memory_bytes=2**30)
-    request = PartitionRequest(member=Member(name="m", model=source), devices=(devices[0], gpu))
+    request = PartitionRequest(member=Member(name="m", model=source), devices=(two_cores[0], gpu))
     with pytest.raises(ManifestError, match="has to be a set of cores"):
         next(partition(request, tmp_path))
