@@ -28,7 +28,7 @@ from ensemble_runtime.members.checks import first_line
 from ensemble_runtime.members.storage import fetch
 from ensemble_runtime.partition.graph import Graph, parse
 from ensemble_runtime.partition.instance import SCARCE
-from ensemble_runtime.partition.planning import LOWER, Choice, Costs, Planned, plan
+from ensemble_runtime.partition.planning import LOWER, Choice, Costs, Planned, chosen, ways
 from ensemble_runtime.partition.schedule import NoScheduleError
 from ensemble_runtime.partition.second import PROCESS_BYTES
 from ensemble_runtime.partition.simulation import SimulatedGpu
@@ -126,8 +126,9 @@ def _in_time(
             return None
         return executed(choice.opened.graph, choice.placement, request.devices)
 
+    measured = ways(graph, costs)
     if wanted.objective is PartitionObjective.LATENCY:
-        planned = plan(graph, Partition(objective=wanted.objective), costs, chart=request.chart)
+        planned = chosen(measured, Partition(objective=wanted.objective), costs, chart=request.chart)
         ran = run(planned)
         quick = not request.simulated and able(request.devices)
         threads = threaded(graph, request.devices) if quick else None
@@ -138,7 +139,7 @@ def _in_time(
     aim, least = limit, math.inf
     for _ in range(1 + LOWER):
         try:
-            planned = plan(graph, wanted.model_copy(update={"latency_ms": 1000 * aim}), costs, chart=request.chart)
+            planned = chosen(measured, wanted.model_copy(update={"latency_ms": 1000 * aim}), costs, chart=request.chart)
         except NoScheduleError:
             if least is math.inf:
                 raise

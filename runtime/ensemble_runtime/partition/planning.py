@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -169,10 +169,15 @@ class Costs:
 
 
 def plan(graph: Graph, wanted: Partition, costs: Costs, *, chart: bool = True) -> Planned:
+    """Measure a graph, and find the best placement: see `ways` and `chosen`."""
+    return chosen(ways(graph, costs), wanted, costs, chart=chart)
+
+
+def chosen(ways: Sequence[Opened], wanted: Partition, costs: Costs, *, chart: bool = True) -> Planned:
     """Find the best placement.
 
     Args:
-        graph: As parsed.
+        ways: Of the graph.
         wanted: The objective.
         costs: Of the two devices.
         chart: Also find the whole curve, and a proof where the graph is small.
@@ -181,7 +186,6 @@ def plan(graph: Graph, wanted: Partition, costs: Costs, *, chart: bool = True) -
         NoScheduleError: Nothing that was found is as quick as `latencyMs`.
         EnsembleError: The graph cannot be measured.
     """
-    ways = _ways(graph, costs)
     found = _candidates(ways, wanted, costs)
     best = _confirmed(found, wanted, costs)
     points = tuple(_front(ways, found, best, wanted.objective)) if chart else (best,)
@@ -203,35 +207,39 @@ def again(graph: Graph, wanted: Partition, costs: Costs, booked: int | None = No
     Raises:
         EnsembleError: The graph cannot be measured.
     """
-    ways = _ways(graph, costs)
+    measured_ways = ways(graph, costs)
     try:
-        best = _confirmed(_candidates(ways, wanted, costs), wanted, costs)
+        best = _confirmed(_candidates(measured_ways, wanted, costs), wanted, costs)
         if booked is None or best.schedule.scarce_bytes <= booked:
             return best
         why = f"it would take {best.schedule.scarce_bytes} bytes of {costs.devices[SCARCE].name}, {booked} are booked"
     except NoScheduleError as error:
         why = str(error)
-    found = [Choice(way, schedule) for way in ways for schedule in curve(way.busy)]
+    found = [Choice(way, schedule) for way in measured_ways for schedule in curve(way.busy)]
     within = [choice for choice in found if booked is None or choice.schedule.scarce_bytes <= booked]
     best = min(within, key=_seconds_first) if within else min(found, key=_bytes_first)
     log.warning("%s; what takes %.3g ms serves", why, best.schedule.makespan * 1000)
     return best
 
 
-def _ways(graph: Graph, costs: Costs) -> list[Opened]:
-    """The graph as it is, and opened in the ways that can be computed."""
+def ways(graph: Graph, costs: Costs) -> list[Opened]:
+    """Measure a graph as it is, and opened in the ways that can be computed.
+
+    Raises:
+        EnsembleError: The graph cannot be measured.
+    """
     refuse_varying(graph)
     first, *others = ways_to_open(graph)
-    ways = [costs.of(graph, first)]
+    found = [costs.of(graph, first)]
     for steps in others:
         try:
-            ways.append(costs.of(graph, steps))
+            found.append(costs.of(graph, steps))
         except ModelInvalidError as error:
             log.warning("not opened into chunks of %s time steps: %s", steps, error)
-    return ways
+    return found
 
 
-def _candidates(ways: list[Opened], wanted: Partition, costs: Costs) -> list[Choice]:
+def _candidates(ways: Sequence[Opened], wanted: Partition, costs: Costs) -> list[Choice]:
     """By what was first measured, everything on either device and the best of each way of opening."""
     found = [choice for device in (SCARCE, OTHER) if (choice := _alone(ways[0], device)) is not None]
     if wanted.objective is PartitionObjective.MEMORY:
@@ -329,7 +337,9 @@ def _bytes_first(choice: Choice) -> tuple[float, ...]:
     return choice.schedule.scarce_bytes, choice.schedule.makespan
 
 
-def _front(ways: list[Opened], found: list[Choice], best: Choice, objective: PartitionObjective) -> Iterator[Choice]:
+def _front(
+    ways: Sequence[Opened], found: list[Choice], best: Choice, objective: PartitionObjective
+) -> Iterator[Choice]:
     """What no other choice beats in both seconds and bytes."""
     front = Front()
     way_of: dict[int, Opened] = {}

@@ -50,12 +50,11 @@ def on_trial(models: Sequence[Model], inputs: Sequence[Array]) -> list[float]:
     with _failures():
         for model in models:
             model.predict(inputs)
-        rounds = [[_seconds(partial(model.predict, inputs)) for model in models] for _ in range(_ROUNDS)]
-    return [median(times) for times in zip(*rounds, strict=True)]
+        return _medians([partial(model.predict, inputs) for model in models])
 
 
 def executed(graph: Graph, placement: Placement, devices: tuple[Device, Device]) -> float:
-    """Seconds of a batch of a placed graph as it would be served: the least of the medians of some rounds.
+    """Seconds of a batch of a placed graph as it would be served, as `on_trial` has them.
 
     Raises:
         EnsembleError: As of `Executor`; ModelInvalidError also where ONNX Runtime fails at it.
@@ -68,10 +67,8 @@ def executed(graph: Graph, placement: Placement, devices: tuple[Device, Device])
         try:
             with _failures():
                 place.call(executor.compute, inputs).result()
-                rounds: list[float] = [
-                    place.call(_seconds, partial(executor.compute, inputs)).result() for _ in range(_ROUNDS)
-                ]
-            return min(rounds)
+                (seconds,) = place.call(_medians, [partial(executor.compute, inputs)]).result()
+            return float(seconds)
         finally:
             executor.close()
     finally:
@@ -92,8 +89,8 @@ def threaded(graph: Graph, devices: tuple[Device, Device]) -> float:
         with _failures():
             session = place.call(opened).result()
             batch = partial(session.run, list(graph.outputs), {name: given[name] for name in graph.inputs})
-            rounds: list[float] = [place.call(_seconds, batch).result() for _ in range(_ROUNDS)]
-        return min(rounds)
+            (seconds,) = place.call(_medians, [batch]).result()
+        return float(seconds)
     finally:
         place.close()
 
@@ -107,6 +104,12 @@ def _failures() -> Iterator[None]:
         raise
     except Exception as error:
         raise ModelInvalidError(f"cannot be computed: {first_line(error)}") from error
+
+
+def _medians(batches: Sequence[Callable[[], object]]) -> list[float]:
+    """Of some rounds, in which all take turns."""
+    rounds = [[_seconds(batch) for batch in batches] for _ in range(_ROUNDS)]
+    return [median(times) for times in zip(*rounds, strict=True)]
 
 
 def _seconds(batch: Callable[[], object]) -> float:
