@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,27 +21,44 @@ _DRAWS = 2
 """Different rows each time: a part that reads what stood there the first time is right once."""
 
 
-def disagreement(parts: Model, whole: Model, inputs: Sequence[TensorSpec], rows: int, tolerance: float) -> str | None:
+@dataclass(frozen=True)
+class Draw:
+    """A batch of made-up rows, and what the whole model answers."""
+
+    batch: Sequence[Array]
+    expected: Sequence[Array]
+
+
+def drawn(whole: Model, inputs: Sequence[TensorSpec], rows: int) -> tuple[Draw, ...]:
+    """What a model in parts is to be asked: the whole one need not be there any more by then.
+
+    Args:
+        whole: On one device.
+        inputs: The manifest's.
+        rows: Of a batch.
+    """
+    random = np.random.default_rng(1)
+    batches = [[random_rows(spec, rows, 1, random) for spec in inputs] for _ in range(_DRAWS)]
+    return tuple(Draw(batch, whole.predict(batch)) for batch in batches)
+
+
+def disagreement(parts: Model, draws: Sequence[Draw], tolerance: float) -> str | None:
     """Why a model in parts must not serve; None if it answers as the whole one.
 
     Args:
         parts: In parts.
-        whole: The same on one device.
-        inputs: The manifest's.
-        rows: Of a batch.
+        draws: What to ask.
         tolerance: By which a number may differ, of the largest of its output.
     """
-    for draw in range(_DRAWS):
-        random = np.random.default_rng(draw + 1)
-        batch = [random_rows(spec, rows, 1, random) for spec in inputs]
-        expected = whole.predict(batch)
+    for count, draw in enumerate(draws, 1):
         try:
-            found = parts.predict(batch)
+            found = parts.predict(draw.batch)
         except Exception as error:  # ONNX Runtime raises a dozen classes without a common base
             return f"it fails where the whole one does not: {first_line(error)}"
-        for i, (right, answer) in enumerate(zip(expected, found, strict=True)):
+        for i, (right, answer) in enumerate(zip(draw.expected, found, strict=True)):
             if (excess := _excess(answer, right, tolerance)) is not None:
-                return f"output {i} differs by up to {excess:.2g} of its largest number in batch {draw + 1} of {_DRAWS}"
+                most = f"by up to {excess:.2g} of its largest number"
+                return f"output {i} differs {most} in batch {count} of {len(draws)}"
     return None
 
 

@@ -84,6 +84,8 @@ def partition(request: PartitionRequest, cache: Path) -> Iterator[dict[str, Any]
     if request.devices[1].kind is not DeviceKind.CPU:
         raise ManifestError(f"{request.devices[1].name}: the second device has to be a set of cores")
     costs = Costs(request.devices, request.simulated)
+    if gpu is not None:  # by now the context of a process is there, as it will be beside a cell
+        costs.room = min(costs.room, _free_bytes(gpu))
     for rows in request.batch_sizes:
         graph = parse(model, _shapes(model, request, rows))
         try:

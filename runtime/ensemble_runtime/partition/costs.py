@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from ensemble_runtime.config import Device, DeviceKind
-from ensemble_runtime.errors import ModelInvalidError
-from ensemble_runtime.members.checks import first_line
+from ensemble_runtime.errors import ModelInvalidError, OutOfMemoryError
+from ensemble_runtime.members.checks import failure, first_line
 from ensemble_runtime.partition.gpu import Arena, on_gpu
 from ensemble_runtime.partition.graph import Graph, Placement, Tensor
 from ensemble_runtime.partition.instance import Flow, Instance, Link, Task
@@ -90,11 +90,16 @@ def workspace(graph: Graph, name: str) -> int:
     return rows * hidden * _GATES[node.op_type] * np.dtype(data.datatype).itemsize
 
 
-def measured(graph: Graph, devices: Sequence[Device]) -> tuple[Measured, ...]:
+def measured(graph: Graph, devices: Sequence[Device], room: float = math.inf) -> tuple[Measured, ...]:
     """Measure a graph on each of one or two devices.
 
+    Args:
+        graph: What to compute.
+        devices: Where.
+        room: Bytes of a GPU that may be taken.
+
     Returns:
-        For each device; an operator that it refuses has no seconds there.
+        For each device; an operator that it refuses, or has no room for, has no seconds there.
 
     Raises:
         ModelInvalidError: ONNX Runtime fails at a part of it.
@@ -102,12 +107,13 @@ def measured(graph: Graph, devices: Sequence[Device]) -> tuple[Measured, ...]:
     """
     places = [Place(device) for device in devices]
     try:
+        if len(devices) == 1 or any(device.kind is DeviceKind.GPU for device in devices):
+            single = [place.call(_alone, graph, place.device, room).result() for place in places]
+            return tuple(Measured(found, found) for found in single)
         opening = [place.call(_Bench, graph, place.device) for place in places]
         benches = [bench.result() for bench in opening]
         alone = [place.call(bench.seconds).result() for place, bench in zip(places, benches, strict=True)]
-        busy = alone
-        if len(devices) > 1 and all(device.kind is DeviceKind.CPU for device in devices):
-            busy = _both(places, [bench.seconds for bench in benches], max(bench.rounds for bench in benches))
+        busy = _both(places, [bench.seconds for bench in benches], max(bench.rounds for bench in benches))
         return tuple(Measured(*found) for found in zip(alone, busy, strict=True))
     finally:
         for place in places:
@@ -150,6 +156,47 @@ def measured_in_place(
     finally:
         for place in places:
             place.close()
+
+
+def _alone(graph: Graph, device: Device, room: float) -> Seconds:
+    """Seconds of each operator; a GPU that has no room for all of them at once holds one kind of them at a time."""
+    if device.kind is not DeviceKind.GPU:
+        return _Bench(graph, device).seconds()
+    names = [operator.name for operator in graph.operators]
+    if _held(graph, names) <= room:
+        try:
+            return _Bench(graph, device).seconds()
+        except OutOfMemoryError as error:
+            log.info("%s: measured operator by operator, %s", device.name, error)
+    kinds: dict[Piece, list[str]] = {}
+    for name in names:
+        kinds.setdefault(cut_out(graph, [name]).piece, []).append(name)
+    own, found = random_inputs(graph), dict[str, float]()
+    for alike in kinds.values():
+        try:
+            if (size := _held(graph, alike)) > room:
+                raise OutOfMemoryError(f"{size} bytes, and there is room for {room}")
+            found |= _one_kind(graph, alike, own, device)
+        except (ModelInvalidError, OutOfMemoryError) as error:
+            log.info("%s computes no %s: %s", device.name, alike[0], error)
+    return found
+
+
+def _held(graph: Graph, names: Sequence[str]) -> int:
+    """Bytes that some operators take while they are measured: weights, all tensors, and workspace."""
+    chosen = [graph.by_name[name] for name in names]
+    weights = {weight for operator in chosen for weight in operator.weights}
+    tensors = {x for operator in chosen for x in (*operator.inputs, *operator.outputs)}
+    most = max((workspace(graph, name) for name in names), default=0)
+    return sum(graph.weights[x] for x in weights) + sum(graph.tensors[x].bytes for x in tensors) + most
+
+
+def _one_kind(graph: Graph, names: Sequence[str], own: Mapping[str, Array], device: Device) -> Seconds:
+    """Seconds of operators that one session computes, which is closed then."""
+    program = Program(tuple(_apart(graph, name) for name in names), (), {})
+    tensors = {name: _found(x) for name, x in graph.tensors.items()}
+    chain = _Chain(graph, program, Memory(tensors, program, own), device)
+    return dict(zip(names, chain.seconds(2 * MIN_ROUNDS), strict=True))
 
 
 def _by_operator(
@@ -207,12 +254,12 @@ class _Bench:
         apart = Program(tuple(_apart(graph, name) for name in everything.device), (), {})
         own = random_inputs(graph)
         tensors = {name: _found(x) for name, x in graph.tensors.items()}
-        single = _Chain(graph, apart, Memory(tensors, apart, own), device, refusals=True)
-        names = (run.operators[0] for run in single.runs)
-        self._shares = dict(zip(names, single.seconds(3), strict=True))
+        self._served = _Chain(graph, apart, Memory(tensors, apart, own), device, refusals=True)
+        names = [run.operators[0] for run in self._served.runs]
+        self._shares = dict(zip(names, self._served.seconds(3), strict=True))
         if len(self._shares) < len(apart.runs):
-            self._served = single  # not to be served as a whole: what it does compute is timed call by call
-            return
+            return  # not to be served as a whole: what it does compute is timed call by call
+        del self._served  # there may not be room for both
         known = own | constants(graph, served.prelude, tensors)
         self._served = _Chain(graph, served, Memory(tensors, served, known), device)
 
@@ -247,11 +294,10 @@ class _Chain:
         wanted: dict[Piece, dict[str, None]] = {}
         for run, call in zip(program.runs, calls, strict=True):
             wanted.setdefault(call.piece, {}).update(dict.fromkeys(call.names[y] for y in run.outputs))
-        models = {piece: piece.model(graph, list(names)).SerializeToString() for piece, names in wanted.items()}
         sessions = {}
-        for piece, model in models.items():
+        for piece, names in wanted.items():
             try:
-                sessions[piece] = open_session(model, device)
+                sessions[piece] = open_session(piece.model(graph, list(names)).SerializeToString(), device)
             except ModelInvalidError as error:
                 if not refusals:
                     raise
@@ -282,7 +328,7 @@ class _Chain:
             try:
                 compute()
             except Exception as error:  # ONNX Runtime raises a dozen classes without a common base
-                raise ModelInvalidError(f"cannot be computed in parts: {first_line(error)}") from error
+                raise failure(error, f"cannot be computed in parts: {first_line(error)}") from error
             found.append(time.perf_counter() - before)
         return found
 

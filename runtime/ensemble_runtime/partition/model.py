@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from ensemble_runtime.errors import ModelInvalidError, OutOfMemoryError
 from ensemble_runtime.members.checks import first_line, random_rows
 from ensemble_runtime.members.model import Array, Model, as_declared
 from ensemble_runtime.members.onnx_model import OnnxModel
-from ensemble_runtime.partition.agreement import disagreement, tolerated
+from ensemble_runtime.partition.agreement import Draw, disagreement, drawn, tolerated
 from ensemble_runtime.partition.execute import Executor
 from ensemble_runtime.partition.graph import Graph, parse
 from ensemble_runtime.partition.instance import SCARCE
@@ -92,33 +94,66 @@ def split(
     if not all(spec.fixed for spec in inputs):
         raise ModelInvalidError(f"member '{member.name}': inputs of variable length are not computed on two devices")
     wanted = member.partition or _QUICKEST
-    small = wanted.objective is PartitionObjective.MEMORY
-    bound = booked if small or devices[0].kind is DeviceKind.GPU else None
+    small, gpu = wanted.objective is PartitionObjective.MEMORY, devices[0].kind is DeviceKind.GPU
+    rows = [random_rows(spec, batch_size, 1, np.random.default_rng(0)) for spec in inputs]
+    opened_on = partial(OnnxModel, member, path, inputs, outputs)
+    # No more copies of a model are held at a time than it takes: a GPU may have room for a part of it only.
+    best: Model | None = None
+    crowded, alone = False, 0.0
     try:
-        whole = OnnxModel(member, path, inputs, outputs, devices[0])
-        rows = [random_rows(spec, batch_size, 1, np.random.default_rng(0)) for spec in inputs]
-        best: Model = whole
-        for proposal in _proposals(partial(_graph, path, whole, inputs, batch_size), member, devices, bound):
+        names, draws = _known(opened_on, devices, inputs, batch_size)
+        parsed = partial(_graph, path, names, inputs, batch_size)
+        for proposal in _proposals(parsed, member, devices, booked if small or gpu else None):
+            crowded = proposal.saves
+            # With a bound of bytes there is one proposal, and it was bought with time.
+            tried = not small and not crowded
+            if tried and gpu:
+                alone = _seconds_alone(opened_on, devices[0], rows)
+            elif tried and best is None:
+                best = opened_on(devices[0])
             try:
-                model: Model = PartitionedModel(whole, proposal, outputs, devices)
+                model: Model = PartitionedModel(names, proposal, outputs, devices)
             except ModelInvalidError as error:
                 if small:
                     raise
                 _warn(member, devices, f"a partition is left out: {error}")
                 continue
-            why = disagreement(model, whole, inputs, batch_size, tolerated(member.precision, devices))
+            why = disagreement(model, draws, tolerated(member.precision, devices))
             if why is not None:
                 _warn(member, devices, f"a partition answers otherwise than the whole model, and is not used: {why}")
-            # With a bound of bytes there is one proposal, and it was bought with time.
-            elif small or proposal.saves or _quicker(model, best, rows):
-                best, model = model, best
-            if isinstance(model, PartitionedModel):
+            elif not tried or (_quicker(model, best, rows) if best else on_trial([model], rows)[0] < _WORTH * alone):
+                best, model = model, best or model
+            if model is not best and isinstance(model, PartitionedModel):
                 model.close()
+        if best is None:
+            best = opened_on(devices[gpu and crowded])
     except (ModelInvalidError, OutOfMemoryError) as error:
         raise type(error)(f"member '{member.name}': {error}") from error
     if isinstance(best, PartitionedModel):
         _log(member, devices, best)
     return best
+
+
+def _seconds_alone(opened_on: Callable[[Device], OnnxModel], gpu: Device, rows: Sequence[Array]) -> float:
+    """Of a batch of the whole model, which is closed then; infinite where there is no room for it."""
+    try:
+        return on_trial([opened_on(gpu)], rows)[0]
+    except OutOfMemoryError:
+        return math.inf
+
+
+def _known(
+    opened_on: Callable[[Device], OnnxModel],
+    devices: tuple[Device, Device],
+    inputs: tuple[TensorSpec, ...],
+    batch_size: int,
+) -> tuple[Names, tuple[Draw, ...]]:
+    """What the whole model calls its tensors, and what it answers: on cores, for a GPU may have no room for it."""
+    try:
+        whole = opened_on(devices[1] if devices[0].kind is DeviceKind.GPU else devices[0])
+    except ModelInvalidError:  # as an LSTM in half precision is on cores
+        whole = opened_on(devices[0])
+    return Names(whole.input_names, whole.output_names), drawn(whole, inputs, batch_size)
 
 
 def _quicker(model: Model, best: Model, rows: Sequence[Array]) -> bool:
@@ -127,7 +162,7 @@ def _quicker(model: Model, best: Model, rows: Sequence[Array]) -> bool:
 
 
 def _proposals(
-    parsed: Callable[[], Graph], member: Member, devices: tuple[Device, Device], bound: int | None
+    parsed: Callable[[], Graph], member: Member, devices: tuple[Device, Device], booked: int | None
 ) -> Iterator[Proposal]:
     """What to try: the plan, and, for the least time, layers that alternate between two devices of one kind.
 
@@ -136,8 +171,8 @@ def _proposals(
     wanted = member.partition or _QUICKEST
     quick = wanted.objective is PartitionObjective.LATENCY
     try:
-        graph = parsed()
-        choice = again(graph, _QUICKEST if quick else wanted, Costs(devices), bound)
+        graph, costs = parsed(), Costs(devices, booked=booked)
+        choice = again(graph, _QUICKEST if quick else wanted, costs)
     except ModelInvalidError as error:
         if not quick:
             raise
@@ -145,8 +180,7 @@ def _proposals(
         return
     if choice.opened.steps is not None or choice.beside:
         everything = choice.opened.busy.scarce_bytes((SCARCE,) * len(choice.schedule.device))
-        saves = bound is not None and everything > bound
-        yield Proposal(choice.opened.graph, choice.placement, choice.opened.steps, saves)
+        yield Proposal(choice.opened.graph, choice.placement, choice.opened.steps, everything > costs.room)
     if not quick or devices[0].kind is not devices[1].kind:
         return
     for steps in ways_to_open(graph):
@@ -177,18 +211,30 @@ _WORTH = 0.95
 _QUICKEST = Partition(objective=PartitionObjective.LATENCY)
 
 
+@dataclass(frozen=True)
+class Names:
+    """What a model calls its inputs and outputs, in the manifest's order."""
+
+    input_names: Sequence[str]
+    output_names: Sequence[str]
+
+
 class PartitionedModel:
     """A model whose operators are spread over two devices."""
 
     def __init__(
-        self, whole: OnnxModel, proposal: Proposal, outputs: tuple[TensorSpec, ...], devices: tuple[Device, Device]
+        self,
+        names: Names | OnnxModel,
+        proposal: Proposal,
+        outputs: tuple[TensorSpec, ...],
+        devices: tuple[Device, Device],
     ) -> None:
         """Open the sessions; see `load_partitioned`."""
         graph, self.steps = proposal.graph, proposal.steps
         self._executor = Executor(graph, proposal.placement, devices)
-        self._inputs = [whole.input_names.index(name) for name in graph.inputs]
+        self._inputs = [names.input_names.index(name) for name in graph.inputs]
         self._outputs = [
-            (graph.outputs.index(name), spec) for name, spec in zip(whole.output_names, outputs, strict=True)
+            (graph.outputs.index(name), spec) for name, spec in zip(names.output_names, outputs, strict=True)
         ]
 
     @property
@@ -206,10 +252,10 @@ class PartitionedModel:
         return [as_declared(answers[i], spec) for i, spec in self._outputs]
 
 
-def _graph(path: Path, whole: OnnxModel, inputs: tuple[TensorSpec, ...], batch_size: int) -> Graph:
+def _graph(path: Path, names: Names, inputs: tuple[TensorSpec, ...], batch_size: int) -> Graph:
     try:
         model = onnx.load_model(str(path), load_external_data=False)
     except Exception as error:  # protobuf's errors have no common base
         raise ModelInvalidError(f"cannot be read: {first_line(error)}") from error
-    shapes = zip(whole.input_names, inputs, strict=True)
+    shapes = zip(names.input_names, inputs, strict=True)
     return parse(model, {name: (batch_size, *spec.shape) for name, spec in shapes})

@@ -97,7 +97,7 @@ class Planned:
 
     choice: Choice
     baselines: tuple[Choice | None, Choice | None]
-    """Everything on one device, as it is."""
+    """Everything on one device, as it is; None where that is too small, or does not compute all of it."""
     curve: tuple[Choice, ...]
     """By rising makespan, falling bytes on the scarce device."""
     proof: Proof | None
@@ -108,12 +108,15 @@ class Planned:
 class Costs:
     """Two devices, and what graphs cost on them."""
 
-    def __init__(self, devices: tuple[Device, Device], simulated: SimulatedGpu | None = None) -> None:
+    def __init__(
+        self, devices: tuple[Device, Device], simulated: SimulatedGpu | None = None, booked: int | None = None
+    ) -> None:
         """Measure the link.
 
         Args:
             devices: The scarce one first. With `simulated` only the second is there.
             simulated: What the first device would cost.
+            booked: Bytes of the scarce device that nothing is to exceed; of a GPU no more than it has.
 
         Raises:
             DeviceUnavailableError: A device cannot be had.
@@ -121,6 +124,9 @@ class Costs:
         self.devices = devices
         self.simulated = simulated
         self.links = (simulated.link, simulated.link) if simulated else links(devices)
+        own = devices[0].memory_bytes if devices[0].kind is DeviceKind.GPU else math.inf
+        self.room = min(own, math.inf if booked is None else booked)
+        """Bytes of the scarce device."""
         # A GPU's inputs come from the host; with two sets of cores the caller's thread is the first one's.
         self._home = OTHER if simulated or devices[0].kind is DeviceKind.GPU else SCARCE
 
@@ -133,7 +139,7 @@ class Costs:
             there = self.simulated.seconds(graph, here.alone)
             seconds = ((there, here.alone),) * 2
         else:
-            first, second = measured(graph, self.devices)
+            first, second = measured(graph, self.devices, self.room)
             seconds = ((first.busy, second.busy), (first.alone, second.alone))
         busy, alone = (instance(graph, pair, self.links, self._home) for pair in seconds)
         groups = coarse(busy, max(link.latency for link in self.links))
@@ -162,6 +168,10 @@ class Costs:
         busy = merged(instance(way.graph, seconds, self.links, self._home), way.groups)
         return Choice(way, replace(choice.schedule, instance=busy))
 
+    def fit(self, choice: Choice) -> bool:
+        """Whether the scarce device has room for a choice."""
+        return choice.schedule.scarce_bytes <= self.room
+
     @property
     def cores(self) -> bool:
         """Whether both devices are sets of cores that are there."""
@@ -183,17 +193,18 @@ def chosen(ways: Sequence[Opened], wanted: Partition, costs: Costs, *, chart: bo
         chart: Also find the whole curve, and a proof where the graph is small.
 
     Raises:
-        NoScheduleError: Nothing that was found is as quick as `latencyMs`.
+        NoScheduleError: Nothing that was found is as quick as `latencyMs`, or fits.
         EnsembleError: The graph cannot be measured.
     """
     found = _candidates(ways, wanted, costs)
     best = _confirmed(found, wanted, costs)
-    points = tuple(_front(ways, found, best, wanted.objective)) if chart else (best,)
+    points = filter(costs.fit, _front(ways, found, best, wanted.objective)) if chart else (best,)
     proof = _proof(best, wanted) if chart else None
-    return Planned(best, (_alone(ways[0], SCARCE), _alone(ways[0], OTHER)), points, proof, costs.simulated is not None)
+    alone = _alone(ways[0], SCARCE, costs), _alone(ways[0], OTHER, costs)
+    return Planned(best, alone, tuple(points), proof, costs.simulated is not None)
 
 
-def again(graph: Graph, wanted: Partition, costs: Costs, booked: int | None = None) -> Choice:
+def again(graph: Graph, wanted: Partition, costs: Costs) -> Choice:
     """The best choice for a cell that has its place already: one comes up, even if it is slower than it was to be.
 
     Beside neighbours that compute everything takes longer than when it was measured for the plan.
@@ -201,22 +212,18 @@ def again(graph: Graph, wanted: Partition, costs: Costs, booked: int | None = No
     Args:
         graph: As parsed.
         wanted: The objective.
-        costs: Of the two devices.
-        booked: Bytes on the scarce device that no choice is to exceed, unless all do.
+        costs: Of the two devices; what takes more bytes than are booked there is chosen only where all does.
 
     Raises:
         EnsembleError: The graph cannot be measured.
     """
     measured_ways = ways(graph, costs)
     try:
-        best = _confirmed(_candidates(measured_ways, wanted, costs), wanted, costs)
-        if booked is None or best.schedule.scarce_bytes <= booked:
-            return best
-        why = f"it would take {best.schedule.scarce_bytes} bytes of {costs.devices[SCARCE].name}, {booked} are booked"
+        return _confirmed(_candidates(measured_ways, wanted, costs), wanted, costs)
     except NoScheduleError as error:
         why = str(error)
-    found = [Choice(way, schedule) for way in measured_ways for schedule in curve(way.busy)]
-    within = [choice for choice in found if booked is None or choice.schedule.scarce_bytes <= booked]
+    found = [choice for way in measured_ways for choice in _curve(way)]
+    within = [choice for choice in found if costs.fit(choice)]
     best = min(within, key=_seconds_first) if within else min(found, key=_bytes_first)
     log.warning("%s; what takes %.3g ms serves", why, best.schedule.makespan * 1000)
     return best
@@ -240,19 +247,32 @@ def ways(graph: Graph, costs: Costs) -> list[Opened]:
 
 
 def _candidates(ways: Sequence[Opened], wanted: Partition, costs: Costs) -> list[Choice]:
-    """By what was first measured, everything on either device and the best of each way of opening."""
-    found = [choice for device in (SCARCE, OTHER) if (choice := _alone(ways[0], device)) is not None]
+    """By what was first measured, everything on either device and the best of each way of opening; all of it fits."""
+    found = [choice for device in (SCARCE, OTHER) if (choice := _alone(ways[0], device, costs)) is not None]
     if wanted.objective is PartitionObjective.MEMORY:
-        return found + [choice for way in ways for choice in _smallest(way, _limit(wanted))]
+        found += [choice for way in ways for choice in _smallest(way, _limit(wanted))]
+        return [choice for choice in found if costs.fit(choice)]
     for way in ways:
-        found.append(Choice(way, least_makespan(way.busy)))
+        found += _quickest(way, costs)
         found += [Choice(way, schedule) for schedule in _alternating(way)] if costs.cores else []
     try:
         halves = costs.by_gates(ways[0].graph)
     except ModelInvalidError as error:
         log.warning("not opened by gates: %s", error)
         halves = None
-    return [*found, halves] if halves is not None else found
+    found += [] if halves is None else [halves]
+    return [choice for choice in found if costs.fit(choice)]
+
+
+def _quickest(way: Opened, costs: Costs) -> list[Choice]:
+    """The quickest of a way of opening; where that does not fit, the quickest of the curve that does."""
+    best = Choice(way, least_makespan(way.busy))
+    return [best] if costs.fit(best) else sorted(filter(costs.fit, _curve(way)), key=_seconds_first)[:1]
+
+
+def _curve(way: Opened) -> Iterator[Choice]:
+    for schedule in curve(way.busy):
+        yield Choice(way, schedule)
 
 
 def _smallest(way: Opened, seconds: float) -> Iterator[Choice]:
@@ -294,6 +314,8 @@ def _confirmed(found: list[Choice], wanted: Partition, costs: Costs) -> Choice:
         if small and predicted <= limit < taken and tries[id(way)] < LOWER:
             tries[id(way)] += 1
             waiting += _smallest(way, limit * predicted / taken)
+    if not found:
+        raise NoScheduleError(f"no schedule takes as few as {costs.room} bytes of {costs.devices[SCARCE].name}")
     if best is None:
         raise NoScheduleError(
             f"the quickest schedule takes {quickest * 1000:.3g} ms, latencyMs permits {limit * 1000:.3g}"
@@ -321,12 +343,13 @@ def ways_to_open(graph: Graph) -> list[int | None]:
     return [None, *(lengths or [0])]
 
 
-def _alone(way: Opened, device: int) -> Choice | None:
-    """Everything on one device; timed as it is when nobody else computes."""
+def _alone(way: Opened, device: int, costs: Costs) -> Choice | None:
+    """Everything on one device, if it fits there; timed as it is when nobody else computes."""
     assignment = way.alone.whole(device)
     if assignment is None:
         return None
-    return Choice(way, Schedule(way.alone, assignment, tuple(range(len(assignment)))))
+    choice = Choice(way, Schedule(way.alone, assignment, tuple(range(len(assignment)))))
+    return choice if costs.fit(choice) else None
 
 
 def _seconds_first(choice: Choice) -> tuple[float, ...]:
@@ -345,7 +368,7 @@ def _front(
     way_of: dict[int, Opened] = {}
     # What promised to be quicker than the quickest was measured in place, and is not.
     least = best.schedule.makespan if objective is PartitionObjective.LATENCY else 0.0
-    for choice in (best, *found, *(Choice(way, schedule) for way in ways for schedule in curve(way.busy))):
+    for choice in (best, *found, *(choice for way in ways for choice in _curve(way))):
         if choice.schedule.makespan >= least:
             way_of[id(choice.schedule)] = choice.opened
             front.add(choice.schedule)

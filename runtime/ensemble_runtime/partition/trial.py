@@ -36,7 +36,7 @@ class Proposal:
     steps: int | None
     """Time steps of a chunk; 0: opened by direction only; None: not opened."""
     saves: bool = False
-    """Whether the whole model would take more of the first device than is booked."""
+    """Whether the whole model would take more of the first device than there is."""
 
 
 def on_trial(models: Sequence[Model], inputs: Sequence[Array]) -> list[float]:

@@ -26,7 +26,7 @@ from ensemble_runtime.config import (
 )
 from ensemble_runtime.members.model import Array
 from ensemble_runtime.members.onnx_model import OnnxModel
-from ensemble_runtime.partition.agreement import disagreement, tolerated
+from ensemble_runtime.partition.agreement import disagreement, drawn, tolerated
 from ensemble_runtime.partition.model import PartitionedModel, split
 
 INPUTS = (TensorSpec(name="x", datatype=Datatype.FP32, shape=(4,)),)
@@ -58,11 +58,11 @@ WHOLE = Computing(np.tanh)
 
 def test_parts_that_answer_alike_may_serve() -> None:
     rounded = Computing(lambda x: np.tanh(x) + np.float32(1e-6))
-    assert disagreement(rounded, WHOLE, INPUTS, 3, 1e-4) is None
+    assert disagreement(rounded, drawn(WHOLE, INPUTS, 3), 1e-4) is None
 
 
 def test_what_stood_there_first_is_right_once() -> None:
-    why = disagreement(Stale(), WHOLE, INPUTS, 3, 2e-2)
+    why = disagreement(Stale(), drawn(WHOLE, INPUTS, 3), 2e-2)
     assert why is not None and "batch 2 of 2" in why
 
 
@@ -72,27 +72,27 @@ def test_a_wrong_number_in_one_place_is_found() -> None:
         answer[-1, -1] += 0.01
         return answer
 
-    why = disagreement(Computing(off), WHOLE, INPUTS, 3, 1e-4)
+    why = disagreement(Computing(off), drawn(WHOLE, INPUTS, 3), 1e-4)
     assert why is not None and "output 0" in why
-    assert disagreement(Computing(off), WHOLE, INPUTS, 3, 2e-2) is None
+    assert disagreement(Computing(off), drawn(WHOLE, INPUTS, 3), 2e-2) is None
 
 
 def test_numbers_that_are_none_and_other_shapes_are_found() -> None:
-    assert disagreement(Computing(lambda x: x * np.nan), WHOLE, INPUTS, 3, 2e-2) is not None
-    assert disagreement(Computing(lambda x: np.tanh(x[:1])), WHOLE, INPUTS, 3, 2e-2) is not None
+    assert disagreement(Computing(lambda x: x * np.nan), drawn(WHOLE, INPUTS, 3), 2e-2) is not None
+    assert disagreement(Computing(lambda x: np.tanh(x[:1])), drawn(WHOLE, INPUTS, 3), 2e-2) is not None
 
 
 def test_whole_numbers_have_to_be_equal() -> None:
     labels = Computing(lambda x: x.argmax(axis=1))
-    assert disagreement(labels, labels, INPUTS, 3, 1e-4) is None
-    assert disagreement(Computing(lambda x: x.argmin(axis=1)), labels, INPUTS, 3, 2e-2) is not None
+    assert disagreement(labels, drawn(labels, INPUTS, 3), 1e-4) is None
+    assert disagreement(Computing(lambda x: x.argmin(axis=1)), drawn(labels, INPUTS, 3), 2e-2) is not None
 
 
 def test_parts_that_fail_do_not_serve() -> None:
     def failing(x: Array) -> Array:
         raise RuntimeError("no such address")
 
-    why = disagreement(Computing(failing), WHOLE, INPUTS, 3, 1e-4)
+    why = disagreement(Computing(failing), drawn(WHOLE, INPUTS, 3), 1e-4)
     assert why is not None and "no such address" in why
 
 

@@ -31,7 +31,7 @@ from ensemble_runtime.config import (
 )
 from ensemble_runtime.errors import OutOfMemoryError
 from ensemble_runtime.members.onnx_model import OnnxModel
-from ensemble_runtime.partition.agreement import disagreement, tolerated
+from ensemble_runtime.partition.agreement import disagreement, drawn, tolerated
 from ensemble_runtime.partition.costs import measured
 from ensemble_runtime.partition.execute import Executor
 from ensemble_runtime.partition.gpu import window
@@ -249,7 +249,7 @@ def test_a_gpu_that_keeps_what_it_saw_first_does_not_agree(
     with closing(PartitionedModel(alone, Proposal(changed, alternating(changed), 4), outputs, devices)) as model:
         model.predict([np.ones((2, 16, 16), np.float32)])
         gpu.copies = copies
-        why = disagreement(model, alone, inputs, 2, tolerated(member.precision, devices))
+        why = disagreement(model, drawn(alone, inputs, 2), tolerated(member.precision, devices))
     assert (why is None) == copies
 
 
