@@ -78,8 +78,8 @@ def options(device: Device, *, spins: bool = False) -> Any:
     return chosen
 
 
-def providers(device: Device) -> list[Any]:
-    """What computes on a device, in the words of ONNX Runtime.
+def providers(device: Device, stream: int | None = None) -> list[Any]:
+    """What computes on a device, in the words of ONNX Runtime; on a GPU in a stream of its own, unless one is given.
 
     Raises:
         DeviceUnavailableError: a GPU, and this ONNX Runtime has no CUDA.
@@ -97,6 +97,8 @@ def providers(device: Device) -> list[Any]:
         # The exhaustive default searches anew for every new batch size, in the middle of serving.
         "cudnn_conv_algo_search": "HEURISTIC",
     }
+    if stream is not None:
+        cuda["user_compute_stream"] = str(stream)
     return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
 
 

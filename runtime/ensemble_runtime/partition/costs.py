@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from threading import Barrier
 from typing import Any
 
@@ -26,12 +27,12 @@ import numpy as np
 from ensemble_runtime.config import Device, DeviceKind
 from ensemble_runtime.errors import ModelInvalidError, OutOfMemoryError
 from ensemble_runtime.members.checks import failure, first_line
-from ensemble_runtime.partition.gpu import Arena, on_gpu
+from ensemble_runtime.partition.gpu import Gpu, on_gpu, timed
 from ensemble_runtime.partition.graph import Graph, Placement, Tensor
 from ensemble_runtime.partition.instance import Flow, Instance, Link, Task
 from ensemble_runtime.partition.memory import Array, Memory
 from ensemble_runtime.partition.plan import computation
-from ensemble_runtime.partition.runs import Program, Run, program
+from ensemble_runtime.partition.runs import Program, Run, program, static
 from ensemble_runtime.partition.sessions import Piece, constants, cut_out, open_session
 from ensemble_runtime.partition.shapes import Found, sample
 
@@ -168,10 +169,14 @@ def _alone(graph: Graph, device: Device, room: float) -> Seconds:
             return _Bench(graph, device).seconds()
         except OutOfMemoryError as error:
             log.info("%s: measured operator by operator, %s", device.name, error)
+    prelude = static(graph)  # known before any batch, and wanted as it is: there may be shapes among it
     kinds: dict[Piece, list[str]] = {}
     for name in names:
-        kinds.setdefault(cut_out(graph, [name]).piece, []).append(name)
-    own, found = random_inputs(graph), dict[str, float]()
+        if name not in prelude:
+            kinds.setdefault(cut_out(graph, [name]).piece, []).append(name)
+    tensors = {name: _found(x) for name, x in graph.tensors.items()}
+    own = random_inputs(graph) | constants(graph, [name for name in names if name in prelude], tensors)
+    found = dict.fromkeys(prelude, 0.0)
     for alike in kinds.values():
         try:
             if (size := _held(graph, alike)) > room:
@@ -248,19 +253,18 @@ class _Bench:
     """A graph on one device: as calls that would be served, and operator by operator."""
 
     def __init__(self, graph: Graph, device: Device) -> None:
-        self._graph = graph
-        everything = Placement({operator.name: 0 for operator in graph.operators})
-        served = program(graph, everything)
-        apart = Program(tuple(_apart(graph, name) for name in everything.device), (), {})
-        own = random_inputs(graph)
+        served = program(graph, Placement({operator.name: 0 for operator in graph.operators}))
+        working = [x.name for x in graph.operators if x.name not in served.prelude]
+        apart = Program(tuple(_apart(graph, name) for name in working), (), {})
         tensors = {name: _found(x) for name, x in graph.tensors.items()}
-        self._served = _Chain(graph, apart, Memory(tensors, apart, own), device, refusals=True)
+        known = random_inputs(graph) | constants(graph, served.prelude, tensors)
+        self._served = _Chain(graph, apart, Memory(tensors, apart, known), device, refusals=True)
         names = [run.operators[0] for run in self._served.runs]
         self._shares = dict(zip(names, self._served.seconds(3), strict=True))
-        if len(self._shares) < len(apart.runs):
+        self._free = dict.fromkeys(served.prelude, 0.0)
+        if len(self._shares) < len(working):
             return  # not to be served as a whole: what it does compute is timed call by call
         del self._served  # there may not be room for both
-        known = own | constants(graph, served.prelude, tensors)
         self._served = _Chain(graph, served, Memory(tensors, served, known), device)
 
     @property
@@ -271,7 +275,7 @@ class _Bench:
     def seconds(self, rounds: int = 0, barrier: Barrier | None = None) -> Seconds:
         """Of each operator that the device computes; with a barrier while the other one is busy with the same."""
         shares = self._shares
-        found = dict.fromkeys(shares, 0.0)
+        found = self._free | dict.fromkeys(shares, 0.0)
         for run, seconds in zip(self._served.runs, self._served.seconds(rounds or self.rounds, barrier), strict=True):
             total = sum(shares[name] for name in run.operators)
             for name in run.operators:
@@ -294,10 +298,12 @@ class _Chain:
         wanted: dict[Piece, dict[str, None]] = {}
         for run, call in zip(program.runs, calls, strict=True):
             wanted.setdefault(call.piece, {}).update(dict.fromkeys(call.names[y] for y in run.outputs))
+        gpu = Gpu() if device.kind is DeviceKind.GPU else None
         sessions = {}
         for piece, names in wanted.items():
             try:
-                sessions[piece] = open_session(piece.model(graph, list(names)).SerializeToString(), device)
+                model = piece.model(graph, list(names)).SerializeToString()
+                sessions[piece] = open_session(model, device, gpu.computing.handle if gpu else None)
             except ModelInvalidError as error:
                 if not refusals:
                     raise
@@ -305,11 +311,13 @@ class _Chain:
         able = [(run, call) for run, call in zip(program.runs, calls, strict=True) if call.piece in sessions]
         self.runs = tuple(run for run, _ in able)
         bound = [(sessions[call.piece], call.names) for _, call in able]
-        self._steps: Sequence[Callable[[], None]]
-        if device.kind is DeviceKind.GPU:
-            self._steps = tuple(on_gpu(self.runs, bound, memory, Arena(), given=(), taken=()).values())
+        self._times: Callable[[], list[float]]
+        if gpu:
+            _, there = on_gpu(self.runs, bound, memory, gpu, given=(), taken=())
+            self._times = partial(timed, gpu, [*there.values()])
         else:
-            self._steps = [computation(x, run, names, memory) for run, (x, names) in zip(self.runs, bound, strict=True)]
+            steps = [computation(*found, run, memory) for run, found in zip(self.runs, bound, strict=True)]
+            self._times = partial(_times, steps)
 
     def seconds(self, rounds: int, barrier: Barrier | None = None) -> list[float]:
         """The median seconds of each call; with a barrier every round begins with one of the other device."""
@@ -322,15 +330,19 @@ class _Chain:
         return [statistics.median(found) for found in zip(*times, strict=True)]
 
     def _round(self) -> list[float]:
-        found = []
-        for compute in self._steps:
-            before = time.perf_counter()
-            try:
-                compute()
-            except Exception as error:  # ONNX Runtime raises a dozen classes without a common base
-                raise failure(error, f"cannot be computed in parts: {first_line(error)}") from error
-            found.append(time.perf_counter() - before)
-        return found
+        try:
+            return self._times()
+        except Exception as error:  # ONNX Runtime raises a dozen classes without a common base
+            raise failure(error, f"cannot be computed in parts: {first_line(error)}") from error
+
+
+def _times(steps: Sequence[Callable[[], None]]) -> list[float]:
+    found = []
+    for compute in steps:
+        before = time.perf_counter()
+        compute()
+        found.append(time.perf_counter() - before)
+    return found
 
 
 def _apart(graph: Graph, name: str) -> Run:

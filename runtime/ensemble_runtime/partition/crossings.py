@@ -2,8 +2,8 @@
 
 ONNX Runtime copies an input to the device that reads it when it is bound, not when it is computed with: so a run on a
 GPU is bound to the GPU's own memory, and what comes from the host is copied there before the run that first reads it.
-Each byte goes up once, however many runs read it, and comes down once, right after the run that made it; what only the
-GPU writes and reads never crosses.
+Each byte goes up once, however many runs read it, an input when the batch begins; and it comes down once, right after
+the run that made it; what only the GPU writes and reads never crosses.
 """
 
 from __future__ import annotations
@@ -23,12 +23,16 @@ GPU = 0
 class Visit:
     """A run on the GPU."""
 
-    there: frozenset[str]
-    """The inputs and outputs that are in the GPU's memory; all others are in the host's."""
+    on_host: frozenset[str]
+    """The inputs that are read in the host's memory; all others, and all outputs, are in the GPU's."""
+    reads_host: bool
+    """Whether a run on the GPU makes one of these, which has to have come down before."""
+    begun: int
+    """How many of the copies with which a batch begins it needs that no earlier run did; 0: none."""
     up: tuple[Span, ...]
-    """To be copied to the GPU before."""
+    """To be copied to the GPU before, besides."""
     down: tuple[Span, ...]
-    """To be copied to the host afterwards. What only the host reads is not among it: ONNX Runtime leaves that there."""
+    """To be copied to the host afterwards."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Crossings:
 
     visits: Mapping[int, Visit]
     """By run."""
+    begin: tuple[Span, ...]
+    """To be copied to the GPU when a batch begins, what is needed first before the rest."""
     once: tuple[Span, ...]
     """What never changes, to be copied to the GPU before the first batch."""
     places: tuple[Span, ...]
@@ -68,32 +74,38 @@ def crossings(
     # What a batch begins with goes up as a whole: one copy is quicker than one for each of its parts.
     begins = {span(x).buffer for x in given}
     whole = {name: _hull(here[name]) for name in begins.intersection(here) if len(_places(here[name])) == 1}
-    changing = {*begins, *(span(y).buffer for run in others for y in run.outputs)}
+    made_elsewhere = {span(y).buffer for run in others for y in run.outputs}
     present: dict[str, list[Span]] = {}
     touched: list[Span] = []
+    left: dict[str, list[Span]] = {}
+    begin: list[Span] = []
     once: list[Span] = []
     visits = {}
     for i in own:
         up: list[Span] = []
+        begun = len(begin)
         for x in reads[i]:
             wanted = whole.get(span(x).buffer, span(x))
             lacking = _without(wanted, present.setdefault(wanted.buffer, []))
-            (up if wanted.buffer in changing else once).extend(lacking)
+            (begin if wanted.buffer in begins else up if wanted.buffer in made_elsewhere else once).extend(lacking)
             present[wanted.buffer] += lacking
             touched.append(wanted)
-        there, down = set(reads[i]), []
-        for y in runs[i].outputs:
-            made = span(y)
-            needed = made.size > 0 and _overlaps(made, elsewhere)
-            if needed and not _overlaps(made, here):
-                continue
-            there.add(y)
+        down = []
+        for made in map(span, runs[i].outputs):
             present.setdefault(made.buffer, []).append(made)
             touched.append(made)
-            down += [made] if needed else []
-        visits[i] = Visit(frozenset(there), tuple(up), tuple(down))
+            down += [made] if made.size and _overlaps(made, elsewhere) else []
+        visits[i] = Visit(
+            on_host=frozenset(on_host[i]),
+            reads_host=any(_overlaps(span(x), left) for x in on_host[i]),
+            begun=len(begin) if len(begin) > begun else 0,
+            up=tuple(up),
+            down=tuple(down),
+        )
+        for made in down:
+            left.setdefault(made.buffer, []).append(made)
     places = (place for spans in _by_buffer(touched).values() for place in _places(spans))
-    return Crossings(visits, tuple(once), tuple(places))
+    return Crossings(visits, tuple(begin), tuple(once), tuple(places))
 
 
 _LOAD = 16

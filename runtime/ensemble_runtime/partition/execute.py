@@ -12,8 +12,7 @@ from typing import Any
 
 from ensemble_runtime.config import Device, DeviceKind
 from ensemble_runtime.errors import ModelInvalidError
-from ensemble_runtime.partition.beside import walk
-from ensemble_runtime.partition.gpu import Arena
+from ensemble_runtime.partition.gpu import Gpu
 from ensemble_runtime.partition.graph import Graph, Placement
 from ensemble_runtime.partition.memory import Array, Memory, Pool
 from ensemble_runtime.partition.plan import Bound, bound
@@ -55,7 +54,7 @@ class Executor:
         """
         self._graph = graph
         self._program = program(graph, placement)
-        self._pool, self._arena = Pool(), Arena() if devices[0].kind is DeviceKind.GPU else None
+        self._pool, self._gpu = Pool(), Gpu() if devices[0].kind is DeviceKind.GPU else None
         self._calls = [cut_out(graph, run.operators) for run in self._program.runs]
         self._pieces = {(run.device, call.piece) for run, call in zip(self._program.runs, self._calls, strict=True)}
         self._plans: dict[tuple[tuple[int, ...], ...], Bound] = {}
@@ -98,10 +97,10 @@ class Executor:
             buffer[...] = given
         gates, bells = plan.memory.gates, self._second.bells
         if plan.plan is None:
-            error, other = walk(plan.steps, bells, gates, 1), None
+            error, other = plan.walk(bells, gates, 1), None
         else:
             turn = self._second.start(plan.plan)
-            error = walk(plan.steps, bells, gates, turn)
+            error = plan.walk(bells, gates, turn)
             other = self._second.finish()
         if failure := error or other:
             raise failure
@@ -138,7 +137,7 @@ class Executor:
             raise ModelInvalidError(f"{len(shapes)} inputs, expected {len(graph.inputs)}")
         found = shapes_of(graph.model, dict(zip(graph.inputs, shapes, strict=True)))
         own = constants(graph, self._program.prelude, found)
-        plan = bound(graph, self._program, self._sessions, Memory(found, self._program, own, self._pool), self._arena)
+        plan = bound(graph, self._program, self._sessions, Memory(found, self._program, own, self._pool), self._gpu)
         if not plan.parts:
             return plan
         return replace(plan, plan=self._second.bind(plan.memory.shared, plan.memory.gate_bytes, plan.parts))
@@ -155,4 +154,6 @@ class Executor:
         }
 
     def _opened(self, model: bytes, device: int, devices: tuple[Device, Device]) -> Any:
-        return open_session(model, devices[0]) if device == 0 else self._second.open(model)
+        if device:
+            return self._second.open(model)
+        return open_session(model, devices[0], self._gpu.computing.handle if self._gpu else None)

@@ -71,6 +71,14 @@ class Bells:
         if self._other_asleep[0]:
             os.eventfd_write(self._other, 1)
 
+    def seen(self, gates: memoryview, gate: int, turn: int) -> bool:
+        """Whether a gate is open."""
+        if gates[gate * _WORDS] != turn:
+            return False
+        if not _STORES_IN_ORDER:
+            self._fence()
+        return True
+
     def passed(self, gates: memoryview, gate: int, turn: int) -> bool:
         """Whether a gate is open, or becomes so within about 1 ms."""
         word = gate * _WORDS

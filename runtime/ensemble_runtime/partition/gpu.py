@@ -1,103 +1,148 @@
-"""Runs on a GPU: its own memory, and ONNX Runtime bound to it.
+"""Runs on a GPU: its own memory, ONNX Runtime bound to it, and what crosses, all of it queued and none awaited.
 
-Every copy here blocks, and so does every run: when a call returns, its tensors are where they belong.
+Three streams: one computes, one brings up what the host has made, one takes down what it is to have. A run is queued
+behind the copies that it needs, a copy behind the run that it is of; so both cross while other runs compute.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+import logging
+import mmap
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
-import numpy as np
-import onnxruntime
-from numpy.typing import NDArray
-
+from ensemble_runtime.devices.cuda import Block, Copy, Cuda, CudaError, Event, Pinned, Stream
 from ensemble_runtime.members.checks import failure, first_line
 from ensemble_runtime.partition.crossings import GPU, Crossings, Visit, crossings
 from ensemble_runtime.partition.memory import Memory, Place, Span
 from ensemble_runtime.partition.runs import Run
 from ensemble_runtime.partition.sessions import call
 
+log = logging.getLogger(__name__)
+
 Sessions = Sequence[tuple[Any, Mapping[str, str]]]
 """Of each run its session, and what that calls the graph's tensors."""
 
-Copy = tuple[Any, NDArray[np.uint8]]
-"""A part of the GPU's memory, and its place in the host's."""
+
+class Gpu:
+    """A GPU's streams, and its memory for a program at several shapes, of which only one is computed at a time."""
+
+    def __init__(self) -> None:
+        """Take hold of the first GPU that this process sees.
+
+        Raises:
+            DeviceUnavailableError: there is none.
+        """
+        self.cuda = Cuda()
+        self.computing, self.up, self.down = (Stream(self.cuda) for _ in range(3))
+        self._room: Block | None = None
+
+    def room(self, size: int) -> Block:
+        """So many bytes, undefined, for any shape; the first is best the largest."""
+        if self._room is None or size > self._room.size:
+            self._room = Block(self.cuda, size)
+        return self._room
+
+    def finish(self) -> None:
+        """Wait until all is done that was queued."""
+        for stream in (self.up, self.computing, self.down):
+            stream.finish()
 
 
-@dataclass(frozen=True)
+class Beginning:
+    """What goes up when a batch begins."""
+
+    def __init__(self, gpu: Gpu, copies: Sequence[Copy]) -> None:
+        """Hold it."""
+        self._gpu = gpu
+        self._copies = [(copy, Event(gpu.cuda)) for copy in copies]
+
+    def queue(self) -> None:
+        """Have it copied."""
+        for copy, arrived in self._copies:
+            self._gpu.up.up(copy)
+            arrived.record(self._gpu.up)
+
+    def arrived(self, count: int) -> Event | None:
+        """Behind the first so many copies; None for none."""
+        return self._copies[count - 1][1] if count else None
+
+
 class Computation:
     """A run on a GPU, with what crosses because of it."""
 
-    up: tuple[Copy, ...]
-    run: Callable[[], None]
-    down: tuple[Copy, ...]
-    memory: GpuMemory
-    """Kept for as long as something is bound to it."""
+    def __init__(self, gpu: Gpu, run: Callable[[], None], visit: Visit, memory: GpuMemory, begun: Event | None) -> None:
+        """Hold it.
 
-    def __call__(self) -> None:
-        """Compute."""
-        for there, here in self.up:
-            there.update_inplace(here)
-        self.run()
-        for there, here in self.down:
-            here[...] = there.numpy()
+        Args:
+            gpu: Where it computes.
+            run: Has it computed there.
+            visit: What crosses.
+            memory: To which it is bound.
+            begun: Behind what it needs of that with which a batch begins.
+        """
+        self._gpu, self._run, self._memory, self._begun = gpu, run, memory, begun
+        self._up, self._down = memory.copies(visit.up), memory.copies(visit.down)
+        self._arrived, self._computed = Event(gpu.cuda), Event(gpu.cuda)
+        self.left = Event(gpu.cuda)
+        """Behind the last copy to the host so far."""
+        self._reads_host = visit.reads_host
 
-
-class Arena:
-    """A GPU's memory for a program at several shapes, of which only one is computed at a time."""
-
-    def __init__(self) -> None:
-        """Empty."""
-        self._size = 0
-        self._value: Any = None
-
-    def room(self, size: int) -> Any:
-        """So many bytes, undefined, for any shape; the first is best the largest."""
-        if self._value is None or size > self._size:
-            self._size, self._value = size, allocated(size)
-        return self._value
+    def queue(self) -> None:
+        """Have it computed as soon as what is queued before it has been; waits only for what it reads on the host."""
+        gpu = self._gpu
+        if self._reads_host:
+            gpu.down.finish()
+        if self._begun is not None:
+            gpu.computing.after(self._begun)
+        if self._up:
+            for copy in self._up:
+                gpu.up.up(copy)
+            self._arrived.record(gpu.up)
+            gpu.computing.after(self._arrived)
+        self._run()
+        if self._down:
+            self._computed.record(gpu.computing)
+            gpu.down.after(self._computed)
+            for copy in self._down:
+                gpu.down.down(copy)
+        self.left.record(gpu.down)
 
 
 class GpuMemory:
     """The buffers that runs on a GPU read and write."""
 
-    def __init__(self, host: Memory, found: Crossings, arena: Arena) -> None:
+    def __init__(self, host: Memory, found: Crossings, gpu: Gpu) -> None:
         """Allocate; what is in there is undefined.
 
         Args:
             host: The same buffers in the host's memory.
             found: Which bytes need a place, and which of them never change.
-            arena: For all that does.
+            gpu: With a room for all that does.
         """
         self._host = host
         fixed = {span.buffer for span in found.once}
         shared = [place for place in found.places if place.buffer not in fixed]
         starts = [0, *accumulate(-(-place.size // _ALIGNED) * _ALIGNED for place in shared)]
-        self._common = arena.room(starts[-1])
-        self._own = [(place, allocated(place.size)) for place in found.places if place.buffer in fixed]
-        common = int(self._common.data_ptr())
+        self._common = gpu.room(starts[-1])
+        self._own = [(place, Block(gpu.cuda, place.size)) for place in found.places if place.buffer in fixed]
         self._at: dict[str, list[tuple[Span, int]]] = {}
         for place, address in (
-            *((place, common + start) for place, start in zip(shared, starts, strict=False)),
-            *((place, int(value.data_ptr())) for place, value in self._own),
+            *((place, self._common.address + start) for place, start in zip(shared, starts, strict=False)),
+            *((place, block.address) for place, block in self._own),
         ):
             self._at.setdefault(place.buffer, []).append((place, address))
+        crossing = (span for visit in found.visits.values() for span in (*visit.up, *visit.down))
+        self._pinned = pinned_pages(gpu.cuda, self.copies((*found.begin, *crossing)))
 
     def bind(self, name: str) -> Place:
         """A tensor for an I/O binding."""
         return self._host.bind(name, self._address(self._host.span(name)))
 
-    def copies(self, session: Any, spans: Iterable[Span]) -> tuple[Copy, ...]:
-        """Parts of this memory with their places in the host's.
-
-        Args:
-            session: Any on this GPU.
-            spans: Which.
-        """
-        return tuple((window(session, self._address(s), s.size), self._host.bytes(s)) for s in spans)
+    def copies(self, spans: Iterable[Span]) -> tuple[Copy, ...]:
+        """Parts of this memory with their places in the host's."""
+        return tuple(Copy(self._address(s), self._host.address(s), s.size) for s in spans)
 
     def _address(self, span: Span) -> int:
         here = self._at[span.buffer]
@@ -109,45 +154,56 @@ _ALIGNED = 256
 """Bytes; as CUDA aligns what it allocates."""
 
 
-def allocated(size: int) -> Any:
-    """So many bytes of a GPU's memory as a value of ONNX Runtime, undefined."""
-    return onnxruntime.OrtValue.ortvalue_from_shape_and_type([max(1, size)], np.uint8, "cuda", 0)
+def pinned_pages(cuda: Cuda, copies: Iterable[Copy]) -> list[Pinned]:
+    """The host's pages that something crosses from or to, pinned; fewer or none where the driver refuses."""
+    found: list[Pinned] = []
+    try:
+        found.extend(Pinned(cuda, start, stop - start) for start, stop in _pages(copies))
+    except CudaError as error:
+        log.warning("tensors cross to the GPU and back by way of a buffer, since memory cannot be pinned: %s", error)
+    return found
 
 
-def window(session: Any, address: int, size: int) -> Any:
-    """Some bytes of a GPU's memory as a value of ONNX Runtime, which makes one of an address only where it binds it."""
-    binding = session.io_binding()
-    binding.bind_output(session.get_outputs()[0].name, "cuda", 0, np.uint8, (size,), address)
-    return binding.get_outputs()[0]
+def _pages(copies: Iterable[Copy]) -> Iterator[tuple[int, int]]:
+    """Begin and end of whole pages, none of them twice."""
+    page, begin, end = mmap.PAGESIZE, 0, 0
+    for first, last in sorted((c.here // page * page, -(-(c.here + c.size) // page) * page) for c in copies):
+        if first > end:
+            if end:
+                yield begin, end
+            begin = first
+        end = max(end, last)
+    if end:
+        yield begin, end
 
 
 def on_gpu(
     runs: Sequence[Run],
     sessions: Sessions,
     memory: Memory,
-    arena: Arena,
+    gpu: Gpu,
     given: Iterable[str],
     taken: Iterable[str],
-) -> dict[int, Computation]:
+) -> tuple[Beginning, dict[int, Computation]]:
     """Bind the runs on a GPU, ready to compute, and copy there what never changes.
 
     Args:
         runs: All of a program's; those of the other device are only looked at.
-        sessions: Of each.
+        sessions: Of each; those on the GPU compute on its stream.
         memory: The host's.
-        arena: The GPU's.
+        gpu: Where to.
         given: As of `crossings`.
         taken: As of `crossings`.
 
     Returns:
-        By run.
+        What a batch begins with, and the computations by run.
 
     Raises:
         ModelInvalidError: ONNX Runtime does not bind them, or does not tell where an input is read.
         OutOfMemoryError: There is no room for them.
     """
     try:
-        return _bound(runs, sessions, memory, arena, given, taken)
+        return _bound(runs, sessions, memory, gpu, given, taken)
     except Exception as error:  # ONNX Runtime raises a dozen classes without a common base
         raise failure(error, f"cannot be bound to a GPU: {first_line(error)}") from error
 
@@ -156,28 +212,34 @@ def _bound(
     runs: Sequence[Run],
     sessions: Sessions,
     memory: Memory,
-    arena: Arena,
+    gpu: Gpu,
     given: Iterable[str],
     taken: Iterable[str],
-) -> dict[int, Computation]:
+) -> tuple[Beginning, dict[int, Computation]]:
+    gpu.cuda.enter()
     own = [i for i, run in enumerate(runs) if run.device == GPU]
     found = crossings(runs, memory.span, {i: _on_host(runs[i], *sessions[i]) for i in own}, given, taken)
-    gpu = GpuMemory(memory, found, arena)
-    if own:
-        for there, here in gpu.copies(sessions[own[0]][0], found.once):
-            there.update_inplace(here)
-    return {i: _computation(runs[i], *sessions[i], memory, gpu, found.visits[i]) for i in own}
+    there = GpuMemory(memory, found, gpu)
+    for copy in there.copies(found.once):
+        gpu.up.up(copy)
+    gpu.finish()
+    beginning = Beginning(gpu, there.copies(found.begin))
+    computations = {}
+    for i, visit in found.visits.items():
+        run = _bound_run(runs[i], *sessions[i], memory, there, visit.on_host)
+        computations[i] = Computation(gpu, run, visit, there, beginning.arrived(visit.begun))
+    return beginning, computations
 
 
-def _computation(
-    run: Run, session: Any, names: Mapping[str, str], memory: Memory, gpu: GpuMemory, visit: Visit
-) -> Computation:
+def _bound_run(
+    run: Run, session: Any, names: Mapping[str, str], host: Memory, memory: GpuMemory, on_host: Collection[str]
+) -> Callable[[], None]:
     binding = session.io_binding()
     for name in run.inputs:
-        binding.bind_input(names[name], *(gpu if name in visit.there else memory).bind(name))
+        binding.bind_input(names[name], *(host if name in on_host else memory).bind(name))
     for name in run.outputs:
-        binding.bind_output(names[name], *(gpu if name in visit.there else memory).bind(name))
-    return Computation(gpu.copies(session, visit.up), call(session, binding), gpu.copies(session, visit.down), gpu)
+        binding.bind_output(names[name], *memory.bind(name))
+    return call(session, binding, ahead=True)
 
 
 def _on_host(run: Run, session: Any, names: Mapping[str, str]) -> frozenset[str]:
@@ -187,3 +249,20 @@ def _on_host(run: Run, session: Any, names: Mapping[str, str]) -> frozenset[str]
     places = zip(session.get_inputs(), session.get_input_memory_infos(), strict=True)
     there = {x.name for x, place in places if place.name == "Cpu"}
     return frozenset(name for name in run.inputs if names[name] in there)
+
+
+def timed(gpu: Gpu, computations: Sequence[Computation]) -> list[float]:
+    """Seconds of each run where all are queued one behind the other, as in serving.
+
+    Raises:
+        CudaError: the GPU fails.
+        Exception: whatever ONNX Runtime raises.
+    """
+    marks = [Event(gpu.cuda, timed=True) for _ in range(len(computations) + 1)]
+    gpu.cuda.enter()
+    marks[0].record(gpu.computing)
+    for computation, mark in zip(computations, marks[1:], strict=True):
+        computation.queue()
+        mark.record(gpu.computing)
+    gpu.finish()
+    return [after.since(before) for before, after in pairwise(marks)]

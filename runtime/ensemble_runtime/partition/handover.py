@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 import statistics
 import time
 from dataclasses import replace
 
 import numpy as np
-import onnxruntime
 
 from ensemble_runtime.config import Device, DeviceKind
+from ensemble_runtime.devices.cuda import Block, Copy
 from ensemble_runtime.partition.beside import Part, words
 from ensemble_runtime.partition.gates import LINE
+from ensemble_runtime.partition.gpu import Gpu, pinned_pages
 from ensemble_runtime.partition.instance import Link
 from ensemble_runtime.partition.second import SecondDevice, SharedMemory
 
@@ -20,12 +23,17 @@ _SMALL, _LARGE = 4 * 2**10, 16 * 2**20
 _TURNS = 200
 
 
-def links(devices: tuple[Device, Device]) -> tuple[Link, Link]:
-    """The links from the first device to the second, and back; they are bound as the executor's are."""
+def links(devices: tuple[Device, Device], room: float = math.inf) -> tuple[Link, Link]:
+    """The links from the first device to the second, and back; they are bound as the executor's are.
+
+    Args:
+        devices: The scarce one first.
+        room: Bytes that may be taken of a GPU.
+    """
     if any(device.kind is DeviceKind.GPU for device in devices):
         # The cores see what comes from the GPU, and the GPU copies what comes from them, once they are told.
         told = _wake_up(devices)
-        to_gpu, from_gpu = (replace(link, latency=link.latency + told) for link in _copies())
+        to_gpu, from_gpu = (replace(link, latency=link.latency + told) for link in _copies(int(min(_LARGE, room))))
         return (from_gpu, to_gpu) if devices[0].kind is DeviceKind.GPU else (to_gpu, from_gpu)
     # A tensor is handed over in place: what it costs is that the other process sees it. The consumer's reads from the
     # producer's cache are part of the consumer's time.
@@ -57,25 +65,31 @@ def _wake_up(devices: tuple[Device, Device]) -> float:
         os.sched_setaffinity(0, before)
 
 
-def _copies() -> tuple[Link, Link]:
-    """Latency and bandwidth of copies to the GPU and from it, made as `gpu` makes them."""
+def _copies(large: int) -> tuple[Link, Link]:
+    """Latency and bandwidth of copies to the GPU and from it, made as `gpu` makes them, of so many bytes at most."""
+    gpu, large = Gpu(), max(large, 2 * _SMALL)
+    host = mmap.mmap(-1, large)
+    address = np.frombuffer(host, np.uint8).ctypes.data
+    block, pinned = Block(gpu.cuda, large), pinned_pages(gpu.cuda, [Copy(0, address, large)])
     seconds = {}
-    for size in (_SMALL, _LARGE):
-        host = np.zeros(size, np.uint8)
-        value = onnxruntime.OrtValue.ortvalue_from_numpy(host, "cuda", 0)
+    for size in (_SMALL, large):
+        copy = Copy(block.address, address, size)
         to, back = [], []
         for _ in range(20):
             moments = [time.perf_counter()]
-            value.update_inplace(host)
+            gpu.up.up(copy)
+            gpu.up.finish()
             moments.append(time.perf_counter())
-            value.numpy()
+            gpu.down.down(copy)
+            gpu.down.finish()
             moments.append(time.perf_counter())
             to.append(moments[1] - moments[0])
             back.append(moments[2] - moments[1])
         seconds[size] = statistics.median(to), statistics.median(back)
+    del pinned  # before the memory that it pins
     found = []
     for direction in (0, 1):
-        small, large = seconds[_SMALL][direction], seconds[_LARGE][direction]
-        per_byte = max(0.0, (large - small) / (_LARGE - _SMALL))
-        found.append(Link(max(0.0, small - _SMALL * per_byte), per_byte))
+        little, much = seconds[_SMALL][direction], seconds[large][direction]
+        per_byte = max(0.0, (much - little) / (large - _SMALL))
+        found.append(Link(max(0.0, little - _SMALL * per_byte), per_byte))
     return found[0], found[1]

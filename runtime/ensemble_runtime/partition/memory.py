@@ -120,8 +120,11 @@ class Memory:
         at = self._found[name]
         if address is not None:
             return "cuda", 0, np.dtype(at.datatype), at.shape, address
-        here = self._buffer.ctypes.data + self._at[root(self._program.views, name)] + self._offset(name)
-        return "cpu", 0, np.dtype(at.datatype), at.shape, here
+        return "cpu", 0, np.dtype(at.datatype), at.shape, self.address(self.span(name))
+
+    def address(self, span: Span) -> int:
+        """Where some bytes begin."""
+        return int(self._buffer.ctypes.data) + self._at[span.buffer] + span.start
 
     def at(self, name: str, called: str) -> At:
         """A tensor for another process, whose session has a name of its own for it."""

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ensemble_runtime.partition.beside import Part, Step
-from ensemble_runtime.partition.gpu import Arena, Sessions, on_gpu
+from ensemble_runtime.partition.ahead import Ahead, walk_ahead
+from ensemble_runtime.partition.beside import Part, Step, walk
+from ensemble_runtime.partition.gates import Bells
+from ensemble_runtime.partition.gpu import Gpu, Sessions, on_gpu
 from ensemble_runtime.partition.graph import Graph
 from ensemble_runtime.partition.memory import Array, Memory
 from ensemble_runtime.partition.runs import Program, Run
 from ensemble_runtime.partition.sessions import call
+
+Walk = Callable[[Bells, memoryview, int], BaseException | None]
+"""Computes one device's runs of a batch, by its bells, the gates and the turn; returns what went wrong."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class Bound:
 
     inputs: tuple[Array, ...]
     outputs: tuple[Array, ...]
-    steps: tuple[Step, ...]
+    walk: Walk
     """What the first device does."""
     parts: tuple[Part, ...]
     """What the second one does."""
@@ -35,7 +41,7 @@ class Bound:
     """The number under which the second device knows it; None where that has nothing to do."""
 
 
-def bound(graph: Graph, program: Program, sessions: Sessions, memory: Memory, arena: Arena | None) -> Bound:
+def bound(graph: Graph, program: Program, sessions: Sessions, memory: Memory, gpu: Gpu | None) -> Bound:
     """Bind a program's runs to its tensors.
 
     Args:
@@ -43,26 +49,39 @@ def bound(graph: Graph, program: Program, sessions: Sessions, memory: Memory, ar
         program: What is computed.
         sessions: Of each run; of the second device's its number there.
         memory: For this shape.
-        arena: Memory of the first device if that is a GPU.
+        gpu: The first device if that is one.
     """
-    steps, parts = [], []
-    given = [program.turned[name].name if name in program.turned else name for name in graph.inputs]
-    there = on_gpu(program.runs, sessions, memory, arena, given, graph.outputs) if arena else {}
+    parts = []
     for i, (run, (session, names)) in enumerate(zip(program.runs, sessions, strict=True)):
-        tell = i if run.feeds else None
-        if run.device == 0:
-            compute = there[i] if arena else computation(session, run, names, memory)
-            steps.append(Step(run.waits, compute, tell))
-        else:
+        if run.device:
             inputs, outputs = (tuple(memory.at(x, names[x]) for x in found) for found in (run.inputs, run.outputs))
-            parts.append(Part(run.waits, session, inputs, outputs, tell))
+            parts.append(Part(run.waits, session, inputs, outputs, _tells(i, run)))
     return Bound(
         inputs=tuple(_input(program, memory, name) for name in graph.inputs),
         outputs=tuple(memory.array(name) for name in graph.outputs),
-        steps=tuple(steps),
+        walk=_on_gpu(graph, program, sessions, memory, gpu) if gpu else _on_cores(program, sessions, memory),
         parts=tuple(parts),
         memory=memory,
     )
+
+
+def _on_gpu(graph: Graph, program: Program, sessions: Sessions, memory: Memory, gpu: Gpu) -> Walk:
+    given = [program.turned[name].name if name in program.turned else name for name in graph.inputs]
+    beginning, computations = on_gpu(program.runs, sessions, memory, gpu, given, graph.outputs)
+    runs = ((i, program.runs[i], computation) for i, computation in computations.items())
+    steps = tuple(Ahead(run.waits, computation, _tells(i, run)) for i, run, computation in runs)
+    return partial(walk_ahead, beginning, steps, gpu)
+
+
+def _on_cores(program: Program, sessions: Sessions, memory: Memory) -> Walk:
+    own = [(i, run) for i, run in enumerate(program.runs) if run.device == 0]
+    steps = [Step(run.waits, computation(*sessions[i], run, memory), _tells(i, run)) for i, run in own]
+    return partial(walk, tuple(steps))
+
+
+def _tells(index: int, run: Run) -> int | None:
+    """The gate that a run opens."""
+    return index if run.feeds else None
 
 
 def _input(program: Program, memory: Memory, name: str) -> Array:
@@ -73,13 +92,13 @@ def _input(program: Program, memory: Memory, name: str) -> Array:
     return memory.array(turned.name).transpose(np.argsort(turned.axes))
 
 
-def computation(session: Any, run: Run, names: Mapping[str, str], memory: Memory) -> Callable[[], None]:
+def computation(session: Any, names: Mapping[str, str], run: Run, memory: Memory) -> Callable[[], None]:
     """A session bound to a run's tensors, ready to compute.
 
     Args:
         session: Of the run's operators.
-        run: Which tensors.
-        names: What the session calls them.
+        names: What the session calls the graph's tensors.
+        run: Which of them.
         memory: Where they are.
     """
     binding = session.io_binding()

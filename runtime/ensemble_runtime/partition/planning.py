@@ -123,10 +123,10 @@ class Costs:
         """
         self.devices = devices
         self.simulated = simulated
-        self.links = (simulated.link, simulated.link) if simulated else links(devices)
         own = devices[0].memory_bytes if devices[0].kind is DeviceKind.GPU else math.inf
         self.room = min(own, math.inf if booked is None else booked)
         """Bytes of the scarce device."""
+        self.links = (simulated.link, simulated.link) if simulated else links(devices, self.room)
         # A GPU's inputs come from the host; with two sets of cores the caller's thread is the first one's.
         self._home = OTHER if simulated or devices[0].kind is DeviceKind.GPU else SCARCE
 

@@ -1,12 +1,14 @@
-"""An ONNX Runtime with a CUDA device that is not there: its memory is kept apart, what it computes a core does.
+"""An ONNX Runtime with a CUDA device that is not there: its memory is kept apart, what it computes a core does, later.
 
-It behaves as the real one where a partition depends on it, which is told by ONNX Runtime's sources:
+The driver below it is a library that the tests compile (`stub_cuda.c`), under the real bindings: what is queued is done
+late, in the order of its stream, so that whoever does not wait for it finds what was there before. ONNX Runtime behaves
+as the real one where a partition depends on it, which is told by its sources:
 
 - `core/session/IOBinding.cc`: an input is copied, when it is bound, to the device whose operator reads it, unless it
   is there. Only what is bound where it is read is read anew by every run.
-- `core/framework/utils.cc`: an output that is bound to the host is copied there by the run that makes it.
-- `python/onnxruntime_pybind_ortvalue.cc`: `update_inplace` and `numpy` copy, and return when that is done.
-- Lengths, shapes and the like are read on the host by operators that compute on the GPU.
+- `core/providers/cuda/cuda_execution_provider.cc`, `user_compute_stream`: runs are queued in that stream; they are
+  awaited unless the run's options say `disable_synchronize_execution_providers`.
+- Lengths, shapes and the like are read on the host, when the run is queued, by operators that compute on the GPU.
 
 Memory of the device begins as NaN, and whatever is read of the host's as if it were the device's, or the other way
 round, is an error.
@@ -15,7 +17,13 @@ round, is an error.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,14 +33,40 @@ import onnxruntime
 import pytest
 
 from ensemble_runtime.config import Device, DeviceKind
+from ensemble_runtime.devices import cuda
 
-READ_ON_HOST = {"LSTM": (4,), "GRU": (4,), "RNN": (4,), "Reshape": (1,), "Expand": (1,), "Slice": (1, 2, 3, 4)}
+READ_ON_HOST = {
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "GRU": (4,),
+    "LSTM": (4,),
+    "RNN": (4,),
+    "Reshape": (1,),
+    "Slice": (1, 2, 3, 4),
+}
 """Inputs, by operator."""
 
 DEVICE = Device(name="gpu0", kind=DeviceKind.GPU, type="absent", memory_bytes=2**30, uuid="GPU-0")
 
+LATE = 0.0002
+"""Seconds that a run waits before it computes."""
+
 Bytes = tuple[int, int]
 """Address and size."""
+
+Queued = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+class Crossed(ctypes.Structure):
+    """A copy."""
+
+    _fields_ = (
+        ("device", ctypes.c_uint64),
+        ("host", ctypes.c_uint64),
+        ("size", ctypes.c_uint64),
+        ("down", ctypes.c_int),
+        ("pinned", ctypes.c_int),
+    )
 
 
 def at(address: int, size: int) -> np.ndarray:
@@ -44,89 +78,117 @@ def at(address: int, size: int) -> np.ndarray:
 class AbsentGpu:
     """The device's memory, and what has crossed."""
 
-    def __init__(self) -> None:
-        self._blocks: list[np.ndarray] = []
-        self.up: list[Bytes] = []
-        """Where to on the device."""
-        self.down: list[Bytes] = []
-        """Where from on the device, or where to on the host if a run has left it there."""
+    def __init__(self, library: Path) -> None:
+        self.stub = ctypes.CDLL(str(library))
+        self.stub.stub_owns.argtypes = (ctypes.c_uint64, ctypes.c_size_t)
+        self.stub.stub_copy.restype = Crossed
+        self.stub.stub_limit.argtypes = self.stub.stub_take.argtypes = self.stub.stub_give.argtypes = (ctypes.c_size_t,)
+        self.stub.stub_held.restype = self.stub.stub_most_held.restype = ctypes.c_size_t
+        self.stub.cuLaunchHostFunc.argtypes = (ctypes.c_void_p, Queued, ctypes.c_void_p)
+        self.stub.cuStreamSynchronize.argtypes = (ctypes.c_void_p,)
         self.odd: list[Bytes] = []
         """Tensors that runs were bound to, and that do not begin as ONNX Runtime's own do."""
-        self.copies = True
-        """Whether updates do what they promise."""
+        self.awaited = 0
+        """Runs that have waited for their stream."""
+        self.at_once = False
+        """Whether a run computes when it is queued, and so fails there if it does."""
+        self.failures: list[BaseException] = []
+        self.queued = 0
+        """Runs so far."""
+        self._free = threading.Event()
+        self._free.set()
 
     def clear(self) -> None:
-        self.up.clear()
-        self.down.clear()
-
-    def allocate(self, size: int) -> int:
-        block = np.full(size + 256, 0xFF, np.uint8)
-        begin = -block.ctypes.data % 256
-        self._blocks.append(block[begin : begin + size])
-        return int(self._blocks[-1].ctypes.data)
+        self.stub.stub_forget_copies()
 
     @property
-    def allocated(self) -> int:
-        return sum(block.size for block in self._blocks)
+    def crossed(self) -> Iterator[Crossed]:
+        return (self.stub.stub_copy(i) for i in range(self.stub.stub_copies()))
 
-    def owns(self, address: int, size: int) -> bool:
-        blocks = ((block.ctypes.data, block.size) for block in self._blocks)
-        return any(start <= address and address + size <= start + length for start, length in blocks)
+    @property
+    def up(self) -> list[Bytes]:
+        """Where to on the device."""
+        return [(x.device, x.size) for x in self.crossed if not x.down]
+
+    @property
+    def down(self) -> list[Bytes]:
+        """Where from on the device."""
+        return [(x.device, x.size) for x in self.crossed if x.down]
+
+    @property
+    def held(self) -> int:
+        """Bytes that are taken, weights included."""
+        return int(self.stub.stub_held())
+
+    @property
+    def most_held(self) -> int:
+        """At once, so far."""
+        return int(self.stub.stub_most_held())
+
+    def limit(self, size: int) -> None:
+        """Have so many bytes of memory."""
+        self.stub.stub_limit(size)
+
+    @property
+    def pinned(self) -> int:
+        """Pieces of the host's memory."""
+        return int(self.stub.stub_pinned())
+
+    @contextmanager
+    def held_up(self) -> Iterator[None]:
+        """Have runs wait before they compute, until `let_go`."""
+        self._free.clear()
+        try:
+            yield
+        finally:
+            self.let_go()
+
+    def let_go(self) -> None:
+        self._free.set()
+
+    def free(self) -> None:
+        """Wait until no run is held up."""
+        self._free.wait()
 
     def check(self, kind: str, address: int, size: int) -> None:
-        assert self.owns(address, size) == (kind == "cuda"), f"{size} bytes are not in the memory of {kind}"
+        owned = bool(self.stub.stub_owns(address, size))
+        assert owned == (kind == "cuda"), f"{size} bytes are not in the memory of {kind}"
 
-
-class Value:
-    def __init__(self, gpu: AbsentGpu, address: int, size: int) -> None:
-        gpu.check("cuda", address, size)
-        self._gpu, self._address, self._size = gpu, address, size
-
-    def data_ptr(self) -> int:
-        return self._address
-
-    def update_inplace(self, data: np.ndarray) -> None:
-        assert data.nbytes == self._size
-        self._gpu.up.append((self._address, self._size))
-        if self._gpu.copies:
-            at(self._address, self._size)[...] = np.ascontiguousarray(data).view(np.uint8).reshape(-1)
-
-    def numpy(self) -> np.ndarray:
-        self._gpu.down.append((self._address, self._size))
-        return at(self._address, self._size).copy()
+    def lose(self) -> None:
+        """Fail as a device does whose code reads where nothing is."""
+        self.stub.stub_break()
 
 
 class Binding:
     def __init__(self, gpu: AbsentGpu, session: Session) -> None:
         self._gpu, self._session, self._iobinding = gpu, session, self
         self.inputs: dict[str, np.ndarray] = {}
-        self.outputs: dict[str, tuple[str, np.ndarray, Bytes]] = {}
+        self.outputs: dict[str, np.ndarray] = {}
 
     def bind_input(self, name: str, kind: str, _: int, dtype: Any, shape: Sequence[int], address: int) -> None:
-        place, array, _where = self._tensor(kind, dtype, shape, address)
+        array = self._tensor(kind, dtype, shape, address)
         wanted = "cpu" if name in self._session.on_host else "cuda"
-        self.inputs[name] = array if place == wanted else array.copy()
+        self.inputs[name] = array if kind == wanted else array.copy()
 
     def bind_output(self, name: str, kind: str, _: int, dtype: Any, shape: Sequence[int], address: int) -> None:
         assert address
+        assert kind == "cuda", "an output on the host would be copied there by the run, which nobody waits for"
         self.outputs[name] = self._tensor(kind, dtype, shape, address)
 
-    def get_outputs(self) -> list[Value]:
-        return [Value(self._gpu, *where) for _, _, where in self.outputs.values()]
-
-    def _tensor(self, kind: str, dtype: Any, shape: Sequence[int], address: int) -> tuple[str, np.ndarray, Bytes]:
+    def _tensor(self, kind: str, dtype: Any, shape: Sequence[int], address: int) -> np.ndarray:
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         self._gpu.check(kind, address, size)
-        if kind == "cuda" and dtype != np.uint8 and address % 16:
+        if kind == "cuda" and address % 16:
             self._gpu.odd.append((address, size))
-        return kind, at(address, size).view(dtype).reshape(shape), (address, size)
+        return at(address, size).view(dtype).reshape(shape)
 
 
 class Session:
     """On the device that is not there."""
 
-    def __init__(self, gpu: AbsentGpu, real: Any, model: onnx.ModelProto) -> None:
-        self._gpu, self._real, self._sess = gpu, real, self
+    def __init__(self, gpu: AbsentGpu, real: Any, model: onnx.ModelProto, stream: int | None) -> None:
+        self._gpu, self._real, self._sess, self._stream = gpu, real, self, stream
+        self._queued: list[Any] = []
         readers: dict[str, list[bool]] = {}
         for node in model.graph.node:
             for i, name in enumerate(node.input):
@@ -134,6 +196,11 @@ class Session:
         self.on_host = {name for name, places in readers.items() if all(places)}
         for name in ("get_inputs", "get_outputs", "run"):
             setattr(self, name, getattr(real, name))
+        weights = sum(x.ByteSize() for x in model.graph.initializer)
+        gc.collect()  # what nobody has any more is given back
+        if not gpu.stub.stub_take(weights):
+            raise RuntimeError(f"Failed to allocate memory for requested buffer of size {weights}")
+        weakref.finalize(self, gpu.stub.stub_give, weights)
 
     def get_providers(self) -> list[str]:
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -144,40 +211,56 @@ class Session:
     def io_binding(self) -> Binding:
         return Binding(self._gpu, self)
 
-    def run_with_iobinding(self, binding: Binding, _: Any) -> None:
-        answers = self._real.run(list(binding.outputs), binding.inputs)
-        for answer, (kind, array, where) in zip(answers, binding.outputs.values(), strict=True):
+    def run_with_iobinding(self, binding: Binding, options: Any) -> None:
+        assert self._stream is not None, "a run whose stream is not known cannot be waited for"
+        self._gpu.queued += 1
+        given = {name: x.copy() if name in self.on_host else x for name, x in binding.inputs.items()}
+        if self._gpu.at_once:
+            self._gpu.stub.cuStreamSynchronize(self._stream)
+            self._compute(binding, given)
+            return
+        self._queue(lambda: self._compute(binding, given))
+        if options.get_run_config_entry("disable_synchronize_execution_providers") != "1":
+            self._gpu.awaited += 1
+            self._gpu.stub.cuStreamSynchronize(self._stream)
+
+    def _compute(self, binding: Binding, given: dict[str, np.ndarray]) -> None:
+        time.sleep(LATE)
+        self._gpu.free()
+        answers = self._real.run(list(binding.outputs), given)
+        for answer, array in zip(answers, binding.outputs.values(), strict=True):
             array[...] = answer
-            if kind == "cpu":
-                self._gpu.down.append(where)
+
+    def _queue(self, compute: Callable[[], None]) -> None:
+        def work(_: object) -> None:
+            try:
+                compute()
+            except Exception as error:
+                self._gpu.failures.append(error)
+                self._gpu.lose()
+
+        self._queued.append(Queued(work))  # kept: the library only has its address
+        assert self._gpu.stub.cuLaunchHostFunc(self._stream, self._queued[-1], None) in {0, 700}
 
 
-def install(patch: pytest.MonkeyPatch) -> AbsentGpu:
-    """Put the device into this process's ONNX Runtime."""
-    gpu = AbsentGpu()
+def install(patch: pytest.MonkeyPatch, library: Path) -> AbsentGpu:
+    """Put the device into this process's ONNX Runtime, with the driver in the library."""
+    gpu = AbsentGpu(library)
     real = onnxruntime.InferenceSession
 
     def session(model: Any, options: Any = None, providers: Sequence[Any] = ()) -> Any:
         found = real(model, options, providers=["CPUExecutionProvider"])
-        if not any(provider[0] == "CUDAExecutionProvider" for provider in providers):
+        of_cuda = [provider[1] for provider in providers if provider[0] == "CUDAExecutionProvider"]
+        if not of_cuda:
             return found
-        return Session(gpu, found, onnx.load(model) if isinstance(model, str) else onnx.load_from_string(model))
+        stream = of_cuda[0].get("user_compute_stream")
+        parsed = onnx.load(model) if isinstance(model, str) else onnx.load_from_string(model)
+        return Session(gpu, found, parsed, None if stream is None else int(stream))
 
-    def empty(shape: Sequence[int], dtype: Any, kind: str, _: int) -> Value:
-        assert kind == "cuda"
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        return Value(gpu, gpu.allocate(size), size)
-
-    def filled(data: np.ndarray, kind: str, number: int) -> Value:
-        value = empty(data.shape, data.dtype, kind, number)
-        value.update_inplace(data)
-        return value
-
+    patch.setattr(cuda, "LIBRARY", str(library))
     patch.setattr(onnxruntime, "InferenceSession", session)
     patch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     patch.setattr(onnxruntime, "preload_dlls", lambda: None)
-    patch.setattr(onnxruntime.OrtValue, "ortvalue_from_shape_and_type", empty)
-    patch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", filled)
     return gpu
 
 
@@ -190,3 +273,11 @@ def twice(crossings: Sequence[Bytes]) -> int:
         again += len(seen.intersection(found))
         seen.update(found)
     return again
+
+
+def until(holds: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    last = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < last
+        time.sleep(0.001)

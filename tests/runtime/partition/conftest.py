@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from types import ModuleType
 import onnx
 import onnxruntime
 import pytest
+from absent_gpu import AbsentGpu, install
 
 from ensemble_runtime.config import Device, DeviceKind
 
@@ -26,6 +29,23 @@ def recurrent_models() -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stub of CUDA's driver."""
+    library = tmp_path_factory.mktemp("cuda") / "libcuda.so"
+    source = Path(__file__).with_name("stub_cuda.c")
+    flags = ("-shared", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Werror")
+    subprocess.run(["gcc", *flags, "-o", library, source], check=True)
+    return library
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, driver: Path, tmp_path: Path) -> AbsentGpu:
+    """A GPU that is not there, in this process's ONNX Runtime."""
+    # A copy of its own: what one test breaks is whole for the next.
+    return install(monkeypatch, Path(shutil.copy(driver, tmp_path)))
 
 
 @pytest.fixture

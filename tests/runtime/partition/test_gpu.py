@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
@@ -14,9 +15,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from absent_gpu import DEVICE, AbsentGpu, Session, install, twice
+from absent_gpu import DEVICE, LATE, AbsentGpu, Session, twice, until
 from onnx import TensorProto, helper, numpy_helper
 
 from ensemble_runtime.config import (
@@ -33,20 +33,18 @@ from ensemble_runtime.errors import OutOfMemoryError
 from ensemble_runtime.members.onnx_model import OnnxModel
 from ensemble_runtime.partition.agreement import disagreement, drawn, tolerated
 from ensemble_runtime.partition.costs import measured
+from ensemble_runtime.partition.crossings import crossings
 from ensemble_runtime.partition.execute import Executor
-from ensemble_runtime.partition.gpu import window
 from ensemble_runtime.partition.graph import Graph, Placement, parse
 from ensemble_runtime.partition.handover import links
+from ensemble_runtime.partition.memory import Span
 from ensemble_runtime.partition.model import PartitionedModel, split
 from ensemble_runtime.partition.opening import alternating, opened, openings
+from ensemble_runtime.partition.runs import Run
+from ensemble_runtime.partition.sessions import call
 from ensemble_runtime.partition.trial import Proposal
 
 Devices = tuple[Device, Device]
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> AbsentGpu:
-    return install(monkeypatch)
 
 
 @pytest.fixture
@@ -139,11 +137,11 @@ def test_another_number_of_rows_takes_no_more_of_the_gpu_than_what_never_changes
     alone = whole(model)
     with closing(Executor(changed, alternating(changed), devices)) as both:
         for i, x in enumerate(batches(8, (4, 1, 3, 2), 12, 24)):
-            before = gpu.allocated
+            before = gpu.held
             gpu.clear()
             np.testing.assert_allclose(both.compute([x])[0], alone.run(None, {"x": x})[0], rtol=1e-5, atol=1e-6)
             if i:
-                assert gpu.allocated - before == sum(size for _, size in gpu.up) - x.nbytes
+                assert gpu.held - before == sum(size for _, size in gpu.up) - x.nbytes
 
 
 def test_what_both_read_comes_down_once_and_what_two_runs_read_goes_up_once(
@@ -167,6 +165,20 @@ def test_what_both_read_comes_down_once_and_what_two_runs_read_goes_up_once(
             assert len(gpu.up) == 3, "x, b and d"
             assert len(gpu.down) == 3, "a, c and y"
             assert twice(gpu.up) == twice(gpu.down) == 0
+
+
+def test_an_input_goes_up_when_the_batch_begins_whatever_its_run_waits_for() -> None:
+    runs = [
+        Run(1, ("core",), ("x",), ("b",), feeds=True),
+        Run(0, ("first",), ("b", "z"), ("c",), waits=0),
+        Run(0, ("second",), ("c", "z", "w"), ("y",)),
+    ]
+    b, w, y, z = (Span(name, 0, 64) for name in "bwyz")
+    found = crossings(runs, lambda name: Span(name, 0, 64), {1: (), 2: ()}, given="xzw", taken="y")
+    assert found.begin == (z, w)
+    first, second = found.visits[1], found.visits[2]
+    assert (first.begun, first.up, first.down) == (1, (b,), ())
+    assert (second.begun, second.up, second.down) == (2, (), (y,))
 
 
 def test_parts_of_one_buffer_that_both_devices_write(devices: Devices, whole: Any, gpu: AbsentGpu) -> None:
@@ -220,6 +232,8 @@ def test_costs_hold_no_copy_for_links_have_them(recurrent_models: ModuleType, de
     assert set(there.alone) == set(here.alone) == {x.name for x in changed.operators}
     assert gpu.up and twice(gpu.up) == 0, "all that goes up has done so before anything is timed"
     assert not gpu.down
+    assert not gpu.awaited, "runs are timed as they are served: one queued behind the other"
+    assert sum(there.alone.values()) > 4 * LATE, "two chunks of two layers, each of which computes late"
     to_cores, to_gpu = links(devices)
     assert to_cores.latency > 0 and to_gpu.latency > 0
 
@@ -248,7 +262,7 @@ def test_a_gpu_that_keeps_what_it_saw_first_does_not_agree(
     alone = OnnxModel(member, path, inputs, outputs, devices[0])
     with closing(PartitionedModel(alone, Proposal(changed, alternating(changed), 4), outputs, devices)) as model:
         model.predict([np.ones((2, 16, 16), np.float32)])
-        gpu.copies = copies
+        gpu.stub.stub_let_copies_up(copies)
         why = disagreement(model, drawn(alone, inputs, 2), tolerated(member.precision, devices))
     assert (why is None) == copies
 
@@ -263,20 +277,91 @@ def test_a_member_is_served_whole_where_an_old_onnx_runtime_does_not_tell_where_
 
 
 def test_lack_of_memory_on_the_gpu_is_told_as_such(
-    recurrent_models: ModuleType, devices: Devices, monkeypatch: pytest.MonkeyPatch
+    recurrent_models: ModuleType, devices: Devices, gpu: AbsentGpu
 ) -> None:
-    def full(*_: object) -> None:
-        raise RuntimeError("Failed to allocate memory for requested buffer of size 1048576")
-
     graph = parse(recurrent_models.stacked("LSTM", 8, 2, 8), {"x": (2, 8, 8)})
     with closing(Executor(graph, alternating(graph), devices)) as both:
-        monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_shape_and_type", full)
+        gpu.limit(gpu.held)
         with pytest.raises(OutOfMemoryError, match="bound to a GPU"):
             both.compute([np.ones((2, 8, 8), np.float32)])
 
 
+def test_runs_are_queued_while_the_gpu_computes_and_none_is_awaited(
+    devices: Devices, whole: Any, gpu: AbsentGpu
+) -> None:
+    """The GPU is held up: all of its runs but the last, for which the core has to do something, come to its queue."""
+    nodes = [
+        helper.make_node("Tanh", ["x"], ["a"], name="first"),
+        helper.make_node("Neg", ["a"], ["b"], name="core"),
+        helper.make_node("Abs", ["a"], ["c"], name="second"),
+        helper.make_node("Add", ["b", "c"], ["y"], name="last"),
+    ]
+    graph = parse(_model(nodes, {"x": ["rows", 4]}, ["y"]), {"x": (3, 4)})
+    x = next(batches(1, (3,), 4))
+    with closing(Executor(graph, Placement({x.name: int(x.name == "core") for x in graph.operators}), devices)) as both:
+        both.compute([x])  # binds
+        queued, ups = gpu.queued, len(gpu.up)
+        with ThreadPoolExecutor(1) as thread, gpu.held_up():
+            answer = thread.submit(both.compute, [-x])
+            until(lambda: gpu.queued == queued + 2)
+            until(lambda: len(gpu.up) == ups + 1)
+            assert not answer.done()
+            gpu.let_go()
+            np.testing.assert_allclose(answer.result(60)[0], whole(graph.model).run(None, {"x": -x})[0], rtol=1e-6)
+    assert gpu.queued == queued + 3
+    assert not gpu.awaited
+
+
+@pytest.mark.parametrize("permitted", [True, False])
+def test_what_crosses_is_pinned_where_the_driver_permits_it(
+    recurrent_models: ModuleType, whole: Any, devices: Devices, gpu: AbsentGpu, caplog: Any, permitted: bool
+) -> None:
+    gpu.stub.stub_let_pin(permitted)
+    model = recurrent_models.stacked("GRU", 24, 2, 12)
+    graph = parse(model, {"x": (3, 12, 24)})
+    changed = opened(graph, dict.fromkeys(openings(graph), 5))
+    with closing(Executor(changed, alternating(changed), devices)) as both:
+        for x in batches(2, (3, 1), 12, 24):
+            both.compute([x])  # what never changes goes up first
+        gpu.clear()
+        for x in batches(2, (3, 1), 12, 24):
+            np.testing.assert_allclose(both.compute([x])[0], whole(model).run(None, {"x": x})[0], rtol=1e-5, atol=1e-6)
+        assert list(gpu.crossed) and all(x.pinned == permitted for x in gpu.crossed)
+    assert ("cannot be pinned: cuMemHostRegister_v2: CUDA_ERROR_NOT_PERMITTED" in caplog.text) != permitted
+    del both
+    assert not gpu.pinned, "whoever has the memory next may pin it"
+
+
+def test_one_thread_opens_and_others_compute(recurrent_models: ModuleType, devices: Devices, whole: Any) -> None:
+    """Each has to say which device it uses, and so has the one that gives the memory back."""
+    model = recurrent_models.stacked("GRU", 24, 2, 12)
+    graph = parse(model, {"x": (3, 12, 24)})
+    with ThreadPoolExecutor(1) as opening, ThreadPoolExecutor(1) as computing:
+        both = opening.submit(Executor, graph, alternating(graph), devices).result()
+        with closing(both):
+            for x in batches(3, (1, 3), 12, 24):
+                (found,) = computing.submit(both.compute, [x]).result()
+                np.testing.assert_allclose(found, whole(model).run(None, {"x": x})[0], rtol=1e-5, atol=1e-6)
+
+
+def test_a_gpu_that_is_lost_ends_the_process_and_the_core_gets_through(
+    recurrent_models: ModuleType, devices: Devices, gpu: AbsentGpu
+) -> None:
+    """Every call to CUDA would fail from now on; a new process begins anew."""
+    graph = parse(recurrent_models.stacked("LSTM", 24, 3, 12), {"x": (2, 12, 24)})
+    changed = opened(graph, dict.fromkeys(openings(graph), 3))
+    x = np.ones((2, 12, 24), np.float32)
+    with closing(Executor(changed, alternating(changed), devices)) as both:
+        both.compute([x])
+        gpu.lose()
+        for _ in range(2):
+            with pytest.raises(SystemExit, match=r"the GPU is lost: .*CUDA_ERROR_ILLEGAL_ADDRESS"):
+                both.compute([x])
+
+
 @pytest.mark.parametrize("fails_on", [0, 1])
-def test_a_failure_ends_the_batch_and_not_the_executor(devices: Devices, fails_on: int) -> None:
+def test_a_failure_ends_the_batch_and_not_the_executor(devices: Devices, gpu: AbsentGpu, fails_on: int) -> None:
+    gpu.at_once = True
     nodes = [
         helper.make_node("Gather", ["table", "i"], ["rows"], name="look-up"),
         helper.make_node("Relu", ["rows"], ["a"], name="left"),
@@ -298,8 +383,6 @@ def test_the_real_onnx_runtime_binds_addresses_and_copies_what_is_elsewhere_at_o
     """What `absent_gpu` is made after, as far as a build without CUDA shows it."""
     session = whole(_model([helper.make_node("Neg", ["x"], ["y"], name="n")], {"x": ["rows"]}, ["y"]))
     memory = np.arange(8, dtype=np.float32)
-    bytes_of = window(session, memory.ctypes.data + 16, 16)
-    assert (bytes_of.data_ptr(), bytes_of.device_name()) == (memory.ctypes.data + 16, "cuda")
     assert [place.name for place in session.get_input_memory_infos()] == ["Cpu"]
     binding = session.io_binding()
     binding.bind_input("x", "cpu", 0, np.float32, (8,), memory.ctypes.data)
@@ -307,13 +390,11 @@ def test_the_real_onnx_runtime_binds_addresses_and_copies_what_is_elsewhere_at_o
         binding.bind_input("x", "cuda", 0, np.float32, (8,), memory.ctypes.data)
     found = np.zeros(8, np.float32)
     binding.bind_output("y", "cpu", 0, np.float32, (8,), found.ctypes.data)
+    queued = call(session, binding, ahead=True)
     for _ in range(2):
         memory += 1
-        session.run_with_iobinding(binding)
+        queued()
         np.testing.assert_array_equal(found, -memory)
-    values = onnxruntime.OrtValue.ortvalue_from_shape_and_type([32], np.uint8, "cpu", 0)
-    values.update_inplace(memory.view(np.uint8))
-    np.testing.assert_array_equal(values.numpy().view(np.float32), memory)
 
 
 def _member(

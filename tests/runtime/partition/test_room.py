@@ -6,8 +6,6 @@ The GPU is not there (`absent_gpu`); what sessions hold of it is their weights, 
 from __future__ import annotations
 
 import gc
-import weakref
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
@@ -15,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from absent_gpu import DEVICE, install
+from absent_gpu import DEVICE, AbsentGpu
 
 from ensemble_runtime.config import (
     Datatype,
@@ -41,54 +38,6 @@ LATENCY, MEMORY = PartitionObjective.LATENCY, PartitionObjective.MEMORY
 HIDDEN, LAYERS, STEPS, ROWS = 64, 3, 8, 2
 LAYER_BYTES = 4 * (8 * HIDDEN * HIDDEN + 8 * HIDDEN)
 """Weights and biases of an LSTM layer."""
-
-
-class Room:
-    """Counts what is held of the GPU's memory, and refuses what is more."""
-
-    def __init__(self) -> None:
-        self.size = DEVICE.memory_bytes
-        self.held = self.most = 0
-
-    def take(self, size: int) -> None:
-        if self.held + size > self.most:
-            gc.collect()  # what nobody has any more is given back
-        if self.held + size > self.size:
-            raise RuntimeError(f"Failed to allocate memory for requested buffer of size {size}")
-        self.held += size
-        self.most = max(self.most, self.held)
-
-    def lent(self, owner: Any, size: int) -> Any:
-        weakref.finalize(owner, self.give, size)
-        return owner
-
-    def give(self, size: int) -> None:
-        self.held -= size
-
-
-@pytest.fixture
-def room(monkeypatch: pytest.MonkeyPatch) -> Room:
-    """Of the GPU that is not there."""
-    install(monkeypatch)
-    found = Room()
-    session, empty = onnxruntime.InferenceSession, onnxruntime.OrtValue.ortvalue_from_shape_and_type
-
-    def opened(model: Any, options: Any = None, providers: Sequence[Any] = ()) -> Any:
-        if not any(provider[0] == "CUDAExecutionProvider" for provider in providers):
-            return session(model, options, providers)
-        proto = onnx.load(model) if isinstance(model, str) else onnx.load_from_string(model)
-        size = sum(x.ByteSize() for x in proto.graph.initializer)
-        found.take(size)
-        return found.lent(session(model, options, providers), size)
-
-    def allocated(shape: Sequence[int], dtype: Any, kind: str, number: int) -> Any:
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        found.take(size)
-        return found.lent(empty(shape, dtype, kind, number), size)
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", opened)
-    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_shape_and_type", allocated)
-    return found
 
 
 @pytest.fixture
@@ -120,21 +69,22 @@ def check(model: Any, loadable: Loadable, core: Device) -> None:
 def test_a_model_larger_than_the_gpu_is_measured_planned_and_served(
     recurrent_models: ModuleType,
     devices: tuple[Device, Device],
-    room: Room,
+    gpu: AbsentGpu,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     wanted: Partition,
 ) -> None:
-    room.size = 5 * LAYER_BYTES // 4
-    gpu, core = devices[0].model_copy(update={"memory_bytes": room.size}), devices[1]
+    size = 5 * LAYER_BYTES // 4
+    gpu.limit(size)
+    small, core = devices[0].model_copy(update={"memory_bytes": size}), devices[1]
     monkeypatch.setattr(answer, "bind", lambda _: "")
-    monkeypatch.setattr(answer, "_free_bytes", lambda _: room.size)
+    monkeypatch.setattr(answer, "_free_bytes", lambda _: size)
     loadable = member_of(recurrent_models, tmp_path, wanted)
-    request = PartitionRequest(member=loadable[0], batch_sizes=(ROWS,), inputs=loadable[2], devices=(gpu, core))
+    request = PartitionRequest(member=loadable[0], batch_sizes=(ROWS,), inputs=loadable[2], devices=(small, core))
     (record,) = partition(request, tmp_path)
-    assert record["memoryBytes"] <= room.size and record["baselines"][0] is None
-    assert all(point["scarceBytes"] <= room.size for point in record["curve"])
-    model = load_partitioned(*loadable, (gpu, core), ROWS, record["memoryBytes"])
+    assert record["memoryBytes"] <= size and record["baselines"][0] is None
+    assert all(point["scarceBytes"] <= size for point in record["curve"])
+    model = load_partitioned(*loadable, (small, core), ROWS, record["memoryBytes"])
     assert isinstance(model, PartitionedModel) and model.held_bytes[0] <= record["memoryBytes"]
     with closing(model):
         check(model, loadable, core)
@@ -145,7 +95,7 @@ def test_a_model_larger_than_the_gpu_is_measured_planned_and_served(
 def test_a_cell_takes_no_more_of_a_shared_gpu_than_it_is_booked_for(
     recurrent_models: ModuleType,
     devices: tuple[Device, Device],
-    room: Room,
+    gpu: AbsentGpu,
     tmp_path: Path,
     wanted: Partition,
     layers: int,
@@ -157,13 +107,13 @@ def test_a_cell_takes_no_more_of_a_shared_gpu_than_it_is_booked_for(
     with closing(model):
         assert model.held_bytes[0] <= booked
         check(model, loadable, devices[1])
-    assert room.most <= booked
+    assert gpu.most_held <= booked
 
 
 def test_parts_that_answer_otherwise_leave_the_whole_model_to_the_cores(
     recurrent_models: ModuleType,
     devices: tuple[Device, Device],
-    room: Room,
+    gpu: AbsentGpu,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -173,13 +123,13 @@ def test_parts_that_answer_otherwise_leave_the_whole_model_to_the_cores(
     assert isinstance(model, OnnxModel)
     check(model, loadable, devices[1])
     gc.collect()
-    assert room.held == 0 and room.most <= 2 * LAYER_BYTES
+    assert gpu.held == 0 and gpu.most_held <= 2 * LAYER_BYTES
 
 
 def test_an_operator_that_is_too_large_for_the_gpu_alone_is_the_cores(
-    recurrent_models: ModuleType, devices: tuple[Device, Device], room: Room
+    recurrent_models: ModuleType, devices: tuple[Device, Device], gpu: AbsentGpu
 ) -> None:
-    room.size = LAYER_BYTES // 2
+    gpu.limit(LAYER_BYTES // 2)
     graph = parse(recurrent_models.stacked("LSTM", HIDDEN, 2, STEPS), {"x": (ROWS, STEPS, HIDDEN)})
     there, here = measured(graph, devices)
     recurrent = {x.name for x in graph.operators if x.op_type == "LSTM"}
@@ -188,11 +138,11 @@ def test_an_operator_that_is_too_large_for_the_gpu_alone_is_the_cores(
 
 
 def test_a_member_that_fits_is_tried_whole_and_in_parts_one_after_the_other(
-    recurrent_models: ModuleType, devices: tuple[Device, Device], room: Room, tmp_path: Path
+    recurrent_models: ModuleType, devices: tuple[Device, Device], gpu: AbsentGpu, tmp_path: Path
 ) -> None:
     loadable = member_of(recurrent_models, tmp_path, Partition(objective=LATENCY))
     model = load_partitioned(*loadable, devices, ROWS, 5 * LAYER_BYTES)
     check(model, loadable, devices[1])
     if isinstance(model, PartitionedModel):
         model.close()
-    assert LAYERS * LAYER_BYTES <= room.most <= 5 * LAYER_BYTES
+    assert LAYERS * LAYER_BYTES <= gpu.most_held <= 5 * LAYER_BYTES
