@@ -20,7 +20,7 @@ import numpy as np
 from ensemble_runtime.config import Device, DeviceKind
 from ensemble_runtime.devices.working_memory import keep_memory
 from ensemble_runtime.errors import DeviceUnavailableError, EnsembleError
-from ensemble_runtime.partition.gates import LINE, Bells, following
+from ensemble_runtime.partition.gates import LINE, Bells, following, lines
 from ensemble_runtime.partition.sessions import call, open_session
 
 BEGUN, PLAN, DONE, FAILED, *ASLEEP = range(6)
@@ -77,14 +77,9 @@ def walk(steps: Sequence[Step], bells: Bells, gates: memoryview, turn: int) -> B
     return failure
 
 
-def words(shared: mmap.mmap, size: int) -> memoryview:
-    """The gates at the beginning of shared memory."""
-    return memoryview(shared)[:size].cast("I")
-
-
 def asleep(control: memoryview, device: int) -> tuple[memoryview, memoryview]:
     """Where the process of a device says that it sleeps, and where the other one does."""
-    here, there = (control[line * LINE // 4 :] for line in (ASLEEP[device], ASLEEP[1 - device]))
+    here, there = (control[line:] for line in (ASLEEP[device], ASLEEP[1 - device]))
     return here, there
 
 
@@ -105,11 +100,11 @@ class _Second:
         turn = 1
         while True:
             if self._bells.passed(self._control, BEGUN, turn):
-                steps, gates = self._plans[self._control[PLAN * LINE // 4]]
+                steps, gates = self._plans[self._control[PLAN]]
                 failure = walk(steps, self._bells, gates, turn)
                 if failure is not None:
                     self._failure = failure if isinstance(failure, Exception) else None
-                    self._control[FAILED * LINE // 4] = turn
+                    self._control[FAILED] = turn
                 self._bells.open(self._control, DONE, turn)
                 turn = following(turn)
             elif self._bells.sleep(self._control, BEGUN, turn):
@@ -160,7 +155,7 @@ class _Second:
                     binding.bind_output(at.name, "cpu", 0, np.dtype(at.datatype), at.shape, base + at.offset)
                 compute = call(session, binding)
             steps.append(Step(part.wait, compute, part.tell))
-        self._plans[number] = (steps, words(shared, gates))
+        self._plans[number] = (steps, lines(shared, gates))
 
     def drop(self, number: int) -> None:
         """Forget a plan."""
@@ -177,7 +172,7 @@ def main(peer: int, own: int, other: int, shared: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the first process decides when to end
         signal.signal(number, signal.SIG_IGN)
     keep_memory()
-    control = words(mmap.mmap(shared, CONTROL_BYTES), CONTROL_BYTES)
+    control = lines(mmap.mmap(shared, CONTROL_BYTES), CONTROL_BYTES)
     _Second(Connection(peer), Bells(own, other, peer, asleep(control, 1)), control).live()
 
 

@@ -9,6 +9,7 @@ slows down what is computed after it by 2 more.
 
 from __future__ import annotations
 
+import mmap
 import os
 import platform
 import select
@@ -16,14 +17,18 @@ from threading import Lock
 
 LINE = 64
 """Bytes of a gate: a cache line of its own, since one process writes what the other one watches."""
-_WORDS = LINE // 4
-_LOOKS = 20_000
+_LOOKS = range(20_000)
 """At a word; one takes about 50 ns."""
 _MOST = 2**32
 _A_MOMENT = 1
 """Milliseconds."""
 _STORES_IN_ORDER = platform.machine() in {"x86_64", "AMD64"}
 """Whether this processor shows what it writes, and reads what others write, in the program's order."""
+
+
+def lines(shared: mmap.mmap, size: int) -> memoryview:
+    """The gates at the beginning of shared memory: a word of each of its cache lines."""
+    return memoryview(shared)[:size].cast("I")[:: LINE // 4]
 
 
 def following(turn: int) -> int:
@@ -61,19 +66,19 @@ class Bells:
         Between two chunks both devices wait for this: whoever sleeps looks twice, so that no fence is needed behind.
 
         Args:
-            gates: Words of shared memory.
+            gates: Of `lines`.
             gate: Which one.
             turn: For which turn.
         """
         if not _STORES_IN_ORDER:
             self._fence()
-        gates[gate * _WORDS] = turn
+        gates[gate] = turn
         if self._other_asleep[0]:
             os.eventfd_write(self._other, 1)
 
     def seen(self, gates: memoryview, gate: int, turn: int) -> bool:
         """Whether a gate is open."""
-        if gates[gate * _WORDS] != turn:
+        if gates[gate] != turn:
             return False
         if not _STORES_IN_ORDER:
             self._fence()
@@ -81,9 +86,8 @@ class Bells:
 
     def passed(self, gates: memoryview, gate: int, turn: int) -> bool:
         """Whether a gate is open, or becomes so within about 1 ms."""
-        word = gate * _WORDS
-        for _ in range(_LOOKS):
-            if gates[word] == turn:
+        for _ in _LOOKS:
+            if gates[gate] == turn:
                 if not _STORES_IN_ORDER:
                     self._fence()
                 return True
@@ -98,7 +102,7 @@ class Bells:
             # Whoever opened the gate in this moment may not have seen yet that this process sleeps, nor this process
             # what was written to the gate; a millisecond later it has long arrived.
             for patience in (_A_MOMENT, None):
-                if gates[gate * _WORDS] == turn:
+                if gates[gate] == turn:
                     return False
                 ready = {descriptor for descriptor, _ in self._poll.poll(patience)}
                 if ready:
@@ -116,7 +120,7 @@ class Bells:
             SystemExit: The other process is gone; what it held is lost, and this one has to begin anew.
         """
         while not self.passed(gates, gate, turn):
-            if self.sleep(gates, gate, turn) and gates[gate * _WORDS] != turn:
+            if self.sleep(gates, gate, turn) and gates[gate] != turn:
                 raise SystemExit("the process of the other device is gone")
 
     def _fence(self) -> None:

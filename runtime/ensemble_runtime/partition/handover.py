@@ -13,8 +13,8 @@ import numpy as np
 
 from ensemble_runtime.config import Device, DeviceKind
 from ensemble_runtime.devices.cuda import Block, Copy
-from ensemble_runtime.partition.beside import Part, words
-from ensemble_runtime.partition.gates import LINE
+from ensemble_runtime.partition.beside import Part
+from ensemble_runtime.partition.gates import LINE, lines
 from ensemble_runtime.partition.gpu import Gpu, pinned_pages
 from ensemble_runtime.partition.instance import Link
 from ensemble_runtime.partition.second import SecondDevice, SharedMemory
@@ -45,7 +45,7 @@ def _wake_up(devices: tuple[Device, Device]) -> float:
     """Seconds from opening a gate to the other process being through it."""
     turns = range(2 * _TURNS)
     memory = SharedMemory(LINE * len(turns))
-    gates = words(memory.map, memory.size)
+    gates = lines(memory.map, memory.size)
     answers = tuple(Part(i, None, (), (), i + 1) for i in turns[::2])
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, devices[0].cores or before)  # of this thread

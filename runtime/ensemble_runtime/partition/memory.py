@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ensemble_runtime.partition.beside import At, words
-from ensemble_runtime.partition.gates import LINE
+from ensemble_runtime.partition.beside import At
+from ensemble_runtime.partition.gates import LINE, lines
 from ensemble_runtime.partition.runs import Program, root
 from ensemble_runtime.partition.second import SharedMemory
 from ensemble_runtime.partition.shapes import Found
@@ -98,7 +98,7 @@ class Memory:
     @cached_property
     def gates(self) -> memoryview:
         """By run."""
-        return words(self.shared.map, self.gate_bytes)
+        return lines(self.shared.map, self.gate_bytes)
 
     def array(self, name: str) -> Array:
         """A tensor, as a view of its buffer."""

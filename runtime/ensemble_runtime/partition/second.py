@@ -12,8 +12,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import send_handle
 
 from ensemble_runtime.config import Device
-from ensemble_runtime.partition.beside import BEGUN, CONTROL_BYTES, DONE, FAILED, PLAN, Part, asleep, words
-from ensemble_runtime.partition.gates import LINE, Bells, following
+from ensemble_runtime.partition.beside import BEGUN, CONTROL_BYTES, DONE, FAILED, PLAN, Part, asleep
+from ensemble_runtime.partition.gates import LINE, Bells, following, lines
 
 PROCESS_BYTES = 48 * 2**20
 """Of anonymous memory that the process takes before it has opened a session; 37 MiB as measured."""
@@ -60,7 +60,7 @@ class SecondDevice:
         theirs.close()
         self._peer = Connection(ours.detach())
         self._descriptors = [own, other]
-        self._control = words(self._memory.map, CONTROL_BYTES)
+        self._control = lines(self._memory.map, CONTROL_BYTES)
         self.bells = Bells(own, other, self._peer.fileno(), asleep(self._control, 0))
         self._turn = 0
         self._sessions = self._plans = 0
@@ -99,14 +99,14 @@ class SecondDevice:
     def start(self, plan: int) -> int:
         """Have it compute by a plan; returns the turn. `finish` comes next."""
         self._turn = following(self._turn)
-        self._control[PLAN * LINE // 4] = plan
+        self._control[PLAN] = plan
         self.bells.open(self._control, BEGUN, self._turn)
         return self._turn
 
     def finish(self) -> Exception | None:
         """Wait until it is through; returns what went wrong."""
         self.bells.wait(self._control, DONE, self._turn)
-        if self._control[FAILED * LINE // 4] != self._turn:
+        if self._control[FAILED] != self._turn:
             return None
         try:
             self._ask("why")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from ensemble_runtime.partition.gates import LINE, Bells, following
+from ensemble_runtime.partition.gates import LINE, Bells, following, lines
 
 TURNS = 50
 
@@ -19,7 +19,9 @@ class Two:
     """This process and a child that share some gates; the child computes something, and ends."""
 
     def __init__(self, child: Callable[[Bells, memoryview], None], gates: int = 2) -> None:
-        self.gates = memoryview(mmap.mmap(-1, gates * LINE)).cast("I")
+        shared = mmap.mmap(-1, gates * LINE)
+        self.gates = lines(shared, gates * LINE)
+        self.words = memoryview(shared).cast("I")
         here, there = (memoryview(mmap.mmap(-1, LINE)).cast("I") for _ in range(2))
         one, other = os.eventfd(0), os.eventfd(0)
         ours, theirs = socket.socketpair()
@@ -51,7 +53,7 @@ def test_turns_alternate(pause: float) -> None:
 
     two = Two(other)
     for turn in range(1, TURNS + 1):
-        assert two.gates[LINE // 4] == turn - 1, "nothing passes before it is let"
+        assert two.gates[1] == turn - 1, "nothing passes before it is let"
         time.sleep(pause)
         two.bells.open(two.gates, 0, turn)
         two.bells.wait(two.gates, 1, turn)
@@ -71,19 +73,23 @@ def test_a_gate_is_open_for_one_turn() -> None:
 def test_what_is_written_before_a_gate_opens_is_seen_behind_it() -> None:
     """Many words, each turn others, summed by the other process."""
 
+    found, first = LINE // 4 + 1, 2 * LINE // 4
+
     def other(bells: Bells, gates: memoryview) -> None:
+        assert isinstance(gates.obj, mmap.mmap)
+        words = memoryview(gates.obj).cast("I")
         for turn in range(1, TURNS + 1):
             bells.wait(gates, 0, turn)
-            gates[LINE // 4 + 1] = sum(gates[2 * LINE // 4 :])
+            words[found] = sum(words[first:])
             bells.open(gates, 1, turn)
 
     two = Two(other, gates=66)
     for turn in range(1, TURNS + 1):
-        for i in range(2 * LINE // 4, len(two.gates)):
-            two.gates[i] = turn
+        for i in range(first, len(two.words)):
+            two.words[i] = turn
         two.bells.open(two.gates, 0, turn)
         two.bells.wait(two.gates, 1, turn)
-        assert two.gates[LINE // 4 + 1] == turn * 64 * LINE // 4
+        assert two.words[found] == turn * 64 * LINE // 4
     two.end()
 
 
