@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ensemble_runtime.config import Device, DeviceKind
-from ensemble_runtime.devices.working_memory import keep_memory
+from ensemble_runtime.devices.working_memory import give_memory_back, keep_memory
 from ensemble_runtime.errors import DeviceUnavailableError, EnsembleError
 from ensemble_runtime.partition.gates import LINE, Bells, following, lines
-from ensemble_runtime.partition.sessions import call, open_session
+from ensemble_runtime.partition.sessions import call, open_session, path_of
 
 BEGUN, PLAN, DONE, FAILED, *ASLEEP = range(6)
 """Lines of the memory that both processes always share: the turn that the first one has begun, the number of the plan
@@ -132,13 +132,18 @@ class _Second:
             except OSError as error:
                 raise DeviceUnavailableError(f"{device.name}: cannot pin to its cores: {error.strerror}") from error
 
-    def open(self, number: int, model: bytes) -> None:
+    def open(self, number: int) -> None:
         """Open a session."""
         assert self._device is not None, "begun"
-        self._sessions[number] = open_session(model, self._device)
+        descriptor = recv_handle(self._peer)
+        try:
+            self._sessions[number] = open_session(path_of(descriptor), self._device)
+        finally:
+            os.close(descriptor)
 
     def bind(self, number: int, size: int, gates: int, parts: tuple[Part, ...]) -> None:
-        """Bind runs to memory that is shared."""
+        """Bind runs to memory that is shared; by now all sessions are open."""
+        keep_memory()
         descriptor = recv_handle(self._peer)
         shared = mmap.mmap(descriptor, size)
         os.close(descriptor)
@@ -171,7 +176,7 @@ def main(peer: int, own: int, other: int, shared: int) -> None:
     """Be the second device, over these descriptors."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the first process decides when to end
         signal.signal(number, signal.SIG_IGN)
-    keep_memory()
+    give_memory_back()
     control = lines(mmap.mmap(shared, CONTROL_BYTES), CONTROL_BYTES)
     _Second(Connection(peer), Bells(own, other, peer, asleep(control, 1)), control).live()
 

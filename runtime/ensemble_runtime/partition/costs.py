@@ -33,7 +33,7 @@ from ensemble_runtime.partition.instance import Flow, Instance, Link, Task
 from ensemble_runtime.partition.memory import Array, Memory
 from ensemble_runtime.partition.plan import computation
 from ensemble_runtime.partition.runs import Program, Run, program, static
-from ensemble_runtime.partition.sessions import Piece, constants, cut_out, open_session
+from ensemble_runtime.partition.sessions import Piece, constants, cut_out, open_session, path_of
 from ensemble_runtime.partition.shapes import Found, sample
 
 log = logging.getLogger(__name__)
@@ -111,8 +111,8 @@ def measured(graph: Graph, devices: Sequence[Device], room: float = math.inf) ->
         if len(devices) == 1 or any(device.kind is DeviceKind.GPU for device in devices):
             single = [place.call(_alone, graph, place.device, room).result() for place in places]
             return tuple(Measured(found, found) for found in single)
-        opening = [place.call(_Bench, graph, place.device) for place in places]
-        benches = [bench.result() for bench in opening]
+        # One after the other: what is copied on the way into a session takes several times its room.
+        benches = [place.call(_Bench, graph, place.device).result() for place in places]
         alone = [place.call(bench.seconds).result() for place, bench in zip(places, benches, strict=True)]
         busy = _both(places, [bench.seconds for bench in benches], max(bench.rounds for bench in benches))
         return tuple(Measured(*found) for found in zip(alone, busy, strict=True))
@@ -146,10 +146,10 @@ def measured_in_place(
     places = [Place(device) for device in devices]
     try:
         own = [replace(served, runs=tuple(run for run in served.runs if run.device == d)) for d in (0, 1)]
-        opening = [
-            place.call(_Chain, graph, part, memory, place.device) for place, part in zip(places, own, strict=True)
+        chains = [
+            place.call(_Chain, graph, part, memory, place.device).result()
+            for place, part in zip(places, own, strict=True)
         ]
-        chains = [chain.result() for chain in opening]
         rough = max(sum(place.call(chain.seconds, 1).result()) for place, chain in zip(places, chains, strict=True))
         found = _both(places, [chain.seconds for chain in chains], _rounds(rough))
         first, second = (_by_operator(graph, placement, d, own[d].runs, found[d], shares) for d in (0, 1))
@@ -302,8 +302,8 @@ class _Chain:
         sessions = {}
         for piece, names in wanted.items():
             try:
-                model = piece.model(graph, list(names)).SerializeToString()
-                sessions[piece] = open_session(model, device, gpu.computing.handle if gpu else None)
+                with piece.written(graph, names) as model:
+                    sessions[piece] = open_session(path_of(model), device, gpu.computing.handle if gpu else None)
             except ModelInvalidError as error:
                 if not refusals:
                     raise
@@ -354,7 +354,7 @@ def _apart(graph: Graph, name: str) -> Run:
 def random_inputs(graph: Graph) -> dict[str, Array]:
     """Inputs of a graph by name, on which it can be computed."""
     random = np.random.default_rng(0)
-    found = sample(graph.model, {name: _found(graph.tensors[name]) for name in graph.inputs})
+    found = sample(graph.light, {name: _found(graph.tensors[name]) for name in graph.inputs}, graph.large)
     return {
         name: random.standard_normal(array.shape).astype(array.dtype) if array.dtype.kind == "f" else array
         for name, array in found.items()

@@ -6,6 +6,7 @@ second. Each keeps to its order and waits only where it needs something that the
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,8 +19,8 @@ from ensemble_runtime.partition.memory import Array, Memory, Pool
 from ensemble_runtime.partition.plan import Bound, bound
 from ensemble_runtime.partition.runs import program
 from ensemble_runtime.partition.second import SecondDevice
-from ensemble_runtime.partition.sessions import Piece, constants, cut_out, open_session
-from ensemble_runtime.partition.shapes import inferred, shapes_of, without_weights
+from ensemble_runtime.partition.sessions import Piece, constants, cut_out, open_session, path_of
+from ensemble_runtime.partition.shapes import inferred, shapes_of
 
 _PLANS, _MOST_PLANS = 32, 256
 """Shapes of inputs whose bindings are kept: as many as a full batch has rows, but no fewer and no more than so many. A
@@ -29,9 +30,11 @@ shape that is not among them costs a batch milliseconds; one that is holds a des
 def _light(graph: Graph, prelude: Sequence[str]) -> Graph:
     """The graph without the weights that only sessions need, which have their own copies."""
     keep = {weight for name in prelude for weight in graph.by_name[name].weights}
-    light = without_weights(graph.model, keep)
     shapes = {name: graph.tensors[name].shape for name in graph.inputs}
-    return replace(graph, model=light) if inferred(light, shapes) else graph
+    if not inferred(graph.light, shapes):
+        return graph
+    # Copied one by one: each that is kept as it is would keep the whole model.
+    return replace(graph, large={x: copy.deepcopy(y) for x, y in graph.large.items() if x in keep})
 
 
 class Executor:
@@ -135,7 +138,7 @@ class Executor:
         graph = self._graph
         if len(shapes) != len(graph.inputs):
             raise ModelInvalidError(f"{len(shapes)} inputs, expected {len(graph.inputs)}")
-        found = shapes_of(graph.model, dict(zip(graph.inputs, shapes, strict=True)))
+        found = shapes_of(graph.light, dict(zip(graph.inputs, shapes, strict=True)), graph.large)
         own = constants(graph, self._program.prelude, found)
         plan = bound(graph, self._program, self._sessions, Memory(found, self._program, own, self._pool), self._gpu)
         if not plan.parts:
@@ -148,12 +151,13 @@ class Executor:
         for run, call in zip(self._program.runs, self._calls, strict=True):
             names = (call.names[output] for output in run.outputs)
             wanted.setdefault((run.device, call.piece), {}).update(dict.fromkeys(names))
-        return {
-            key: self._opened(key[1].model(self._graph, list(names)).SerializeToString(), key[0], devices)
-            for key, names in wanted.items()
-        }
+        found = {}
+        for (device, piece), outputs in wanted.items():
+            with piece.written(self._graph, outputs) as model:
+                found[device, piece] = self._opened(model, device, devices)
+        return found
 
-    def _opened(self, model: bytes, device: int, devices: tuple[Device, Device]) -> Any:
+    def _opened(self, model: int, device: int, devices: tuple[Device, Device]) -> Any:
         if device:
             return self._second.open(model)
-        return open_session(model, devices[0], self._gpu.computing.handle if self._gpu else None)
+        return open_session(path_of(model), devices[0], self._gpu.computing.handle if self._gpu else None)

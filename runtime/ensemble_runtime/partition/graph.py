@@ -6,14 +6,14 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from itertools import chain
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from ensemble_runtime.errors import ModelInvalidError
-from ensemble_runtime.partition.shapes import Found, shapes_of
+from ensemble_runtime.partition.shapes import shapes_of, whole, without_weights
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -50,8 +50,10 @@ class Operator:
 class Graph:
     """A model's operators in topological order, at one batch size."""
 
-    model: onnx.ModelProto
-    """The model, each node with the name of its operator; constants are initialisers."""
+    light: onnx.ModelProto
+    """The model without its large weights, each node with the name of its operator; constants are initialisers."""
+    large: Mapping[str, onnx.TensorProto]
+    """Those weights: the same ones in all graphs that are one model, opened in one way or the other."""
     operators: tuple[Operator, ...]
     tensors: Mapping[str, Tensor]
     """Inputs and what operators put out."""
@@ -59,6 +61,19 @@ class Graph:
     """Bytes of each initialiser, whoever reads it."""
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The whole model, its weights copied."""
+        return whole(self.light, self.large)
+
+    def weight(self, name: str) -> onnx.TensorProto:
+        """An initialiser; not a copy of it."""
+        return self.large.get(name) or self._small[name]
+
+    @cached_property
+    def _small(self) -> Mapping[str, onnx.TensorProto]:
+        return {x.name: x for x in self.light.graph.initializer}
 
     @cached_property
     def by_name(self) -> Mapping[str, Operator]:
@@ -68,7 +83,7 @@ class Graph:
     @cached_property
     def nodes(self) -> Mapping[str, onnx.NodeProto]:
         """The model's nodes by the name of their operator."""
-        return {node.name: node for node in self.model.graph.node}
+        return {node.name: node for node in self.light.graph.node}
 
     @cached_property
     def positions(self) -> Mapping[str, int]:
@@ -117,45 +132,41 @@ class Placement:
     """All operators in a topological order that each device keeps to; empty: the graph's own."""
 
 
-def parse(model: onnx.ModelProto, shapes: Shapes) -> Graph:
-    """Read a model.
+def parse(model: onnx.ModelProto, shapes: Shapes, weights: Iterable[onnx.TensorProto] = ()) -> Graph:
+    """Read a model, whose weights are not copied.
 
     Shapes come from ONNX's inference; where that finds none, from running the model once on zeros.
 
     Args:
         model: Any ONNX model whose weights are inside it.
         shapes: The shape of each input, the batch included.
+        weights: Further ones.
 
     Raises:
         ModelInvalidError: the model is no valid ONNX, an input has no shape here, or a value between operators is not
             a tensor, or an output is a constant.
     """
-    tidy = _tidied(model)
-    weights = {x.name for x in tidy.graph.initializer}
-    if constant := [x.name for x in tidy.graph.output if x.name in weights]:
+    light, large, sizes = _tidied(model, weights)
+    if constant := [x.name for x in light.graph.output if x.name in sizes]:
         raise ModelInvalidError(f"cannot be partitioned: output '{constant[0]}' is a constant")
-    missing = [x.name for x in tidy.graph.input if x.name not in shapes]
+    missing = [x.name for x in light.graph.input if x.name not in shapes]
     if missing:
         raise ModelInvalidError(f"no shape is given for input {', '.join(missing)}")
-    return graph_of(tidy, shapes_of(tidy, shapes))
-
-
-def graph_of(model: onnx.ModelProto, found: Mapping[str, Found]) -> Graph:
-    """The graph of a model whose nodes have unique names and whose tensors' shapes are known."""
-    weights = {x.name: _bytes_of(x) for x in model.graph.initializer}
-    operators = tuple(_operator(node, weights) for node in model.graph.node)
-    inputs = tuple(x.name for x in model.graph.input)
+    found = shapes_of(light, shapes, large)
+    operators = tuple(_operator(node, sizes) for node in light.graph.node)
+    inputs = tuple(x.name for x in light.graph.input)
     names = [*inputs, *(output for operator in operators for output in operator.outputs)]
     unknown = [name for name in names if name not in found]
     if unknown:
         raise ModelInvalidError(f"cannot be partitioned: {unknown[0]} is no tensor of a known shape")
     return Graph(
-        model=model,
+        light=light,
+        large=large,
         operators=operators,
         tensors={name: Tensor(name, found[name].datatype, found[name].shape) for name in names},
-        weights={name: size for name, size in weights.items() if any(name in x.weights for x in operators)},
+        weights={name: size for name, size in sizes.items() if any(name in x.weights for x in operators)},
         inputs=inputs,
-        outputs=tuple(x.name for x in model.graph.output),
+        outputs=tuple(x.name for x in light.graph.output),
     )
 
 
@@ -195,26 +206,22 @@ def _bytes_of(weight: onnx.TensorProto) -> int:
     return size
 
 
-def _tidied(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with unique node names, constants as dense initialisers, and nothing that no output depends on.
+def _tidied(
+    model: onnx.ModelProto, further: Iterable[onnx.TensorProto]
+) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto], dict[str, int]]:
+    """The model with unique node names, and nothing that no output depends on; its large weights; bytes of all.
 
-    Inputs that only name a weight are no inputs.
+    Constants are dense initialisers. Inputs that only name a weight are no inputs.
     """
-    tidy = onnx.ModelProto()
-    tidy.CopyFrom(model)
-    graph = tidy.graph
+    graph = model.graph
     constants = {node.output[0]: value for node in graph.node if (value := _constant(node)) is not None}
+    dense = map(_dense, graph.sparse_initializer)
+    weights = {x.name: x for x in chain(graph.initializer, constants.values(), dense, further)}
     nodes = [node for node in _alive(graph) if not (node.op_type == "Constant" and node.output[0] in constants)]
-    graph.initializer.extend(constants.values())
-    graph.initializer.extend(_dense(sparse) for sparse in graph.sparse_initializer)
-    del graph.sparse_initializer[:]
-    weights = {x.name for x in graph.initializer}
-    inputs = [x for x in graph.input if x.name not in weights]
-    _replace(graph.input, inputs)
-    _replace(graph.node, nodes)
-    for node, name in zip(graph.node, _unique(nodes), strict=True):
+    light, large = without_weights(model, nodes, weights)
+    for node, name in zip(light.graph.node, _unique(nodes), strict=True):
         node.name = name
-    return tidy
+    return light, large, {name: _bytes_of(x) for name, x in weights.items()}
 
 
 def _alive(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
@@ -270,10 +277,3 @@ def _unique(nodes: Sequence[onnx.NodeProto]) -> list[str]:
         taken.setdefault(name, 0)
         names.append(name)
     return names
-
-
-def _replace(field: Any, values: Iterable[object]) -> None:
-    """Give a repeated field other values; its class is one that protobuf makes at run time."""
-    kept = list(values)
-    del field[:]
-    field.extend(kept)

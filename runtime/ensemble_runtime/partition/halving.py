@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from ensemble_runtime.partition.graph import Graph, Placement, parse
+from ensemble_runtime.partition.graph import Graph, Placement
 from ensemble_runtime.partition.recurrence import Recurrence, Written, join_sides, openable, time_first
 from ensemble_runtime.partition.rewriting import Rewriting
 
@@ -30,21 +30,19 @@ _HALVES = ("half0", "half1")
 def halved(graph: Graph) -> tuple[Graph, Placement] | None:
     """The graph with its large LSTMs by gates, and who computes what; None if it has none, or too many time steps."""
     rewriting = Rewriting(graph)
-    layers = {node.name: Recurrence(node) for node in graph.model.graph.node if _worthwhile(rewriting, node)}
+    layers = {node.name: Recurrence(node) for node in graph.light.graph.node if _worthwhile(rewriting, node)}
     steps = sum(_steps(graph, layer) * len(layer.directions) for layer in layers.values())
     if not layers or steps > MOST_STEPS or rewriting.opset < _OPSET:
         return None
-    for node in graph.model.graph.node:
+    for node in graph.light.graph.node:
         for name in graph.by_name[node.name].inputs:
             rewriting.whole(name)
         if node.name in layers:
             _halve(rewriting, layers[node.name])
         else:
             rewriting.copy(node)
-    model = rewriting.model()
-    model.opset_import.append(helper.make_opsetid(_DOMAIN, 1))
-    model.functions.extend(_step(units, rewriting.opset) for units in sorted({_units(x) for x in layers.values()}))
-    changed = parse(model, {name: graph.tensors[name].shape for name in graph.inputs})
+    halves = sorted({_units(layer) for layer in layers.values()})
+    changed = rewriting.graph_of(_step(units, rewriting.opset) for units in halves)
     second = f"/{_HALVES[1]}"
     return changed, Placement({x.name: int(second in x.name) for x in changed.operators})
 
@@ -57,9 +55,8 @@ def _worthwhile(rewriting: Rewriting, node: onnx.NodeProto) -> bool:
     if not openable(layer, set(rewriting.graph.weights), rewriting.opset) or layer.input(4) or layer.input(7):
         return False
     usual = layer.attributes.get("activations", []) in ([], ["Sigmoid", "Tanh", "Tanh"] * len(layer.directions))
-    recurrent = rewriting.value(layer.input(2))
-    assert recurrent is not None, "openable"
-    large = recurrent[0].nbytes >= LEAST_BYTES and not recurrent.shape[2] % 2
+    name = layer.input(2)
+    large = rewriting.graph.weights[name] >= LEAST_BYTES * len(layer.directions) and not rewriting.sizes(name)[2] % 2
     return large and usual and set(layer.attributes) <= _PLAIN
 
 

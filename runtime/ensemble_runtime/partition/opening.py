@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ensemble_runtime.partition.glue import push
-from ensemble_runtime.partition.graph import Graph, Placement, parse
+from ensemble_runtime.partition.graph import Graph, Placement
 from ensemble_runtime.partition.recurrence import Recurrence, divides, open_node, openable
 from ensemble_runtime.partition.rewriting import Rewriting, opset_of
 
@@ -18,10 +18,10 @@ RECURRENT = ("LSTM", "GRU", "RNN")
 
 def openings(graph: Graph) -> dict[str, int]:
     """The recurrent operators that can be opened, and how many time steps each has."""
-    opset = opset_of(graph.model)
+    opset = opset_of(graph.light)
     return {
         node.name: graph.tensors[node.input[0]].shape[1 if Recurrence(node).batch_first else 0]
-        for node in graph.model.graph.node
+        for node in graph.light.graph.node
         if node.op_type in RECURRENT
         and node.domain in ("", "ai.onnx")
         and node.input[0] in graph.tensors
@@ -41,7 +41,7 @@ def overlapping(graph: Graph, steps: int) -> dict[str, int]:
         near = graph.predecessors[operator.name]
         before[operator.name] = {x for other in near for x in (other, *before[other]) if x in possible}
     stacked = {name for name in possible if before[name]} | {x for name in possible for x in before[name]}
-    nodes = {node.name: Recurrence(node) for node in graph.model.graph.node if node.name in possible}
+    nodes = {node.name: Recurrence(node) for node in graph.light.graph.node if node.name in possible}
     return {
         name: 0 if len(node.directions) > 1 else steps
         for name, node in nodes.items()
@@ -59,7 +59,7 @@ def opened(graph: Graph, steps: Mapping[str, int]) -> Graph:
     """
     possible = openings(graph)
     rewriting = Rewriting(graph)
-    for node in graph.model.graph.node:
+    for node in graph.light.graph.node:
         chunk = steps.get(node.name, 0)
         if node.name in possible and node.name in steps and divides(Recurrence(node), chunk, possible[node.name]):
             open_node(rewriting, node, chunk)
@@ -67,7 +67,7 @@ def opened(graph: Graph, steps: Mapping[str, int]) -> Graph:
             for name in graph.by_name[node.name].inputs:
                 rewriting.whole(name)
             rewriting.copy(node)
-    return parse(rewriting.model(), {name: graph.tensors[name].shape for name in graph.inputs})
+    return rewriting.graph_of()
 
 
 def alternating(graph: Graph) -> Placement:

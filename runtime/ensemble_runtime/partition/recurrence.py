@@ -293,6 +293,4 @@ def _together(rewriting: Rewriting, parts: list[str], name: str, axis: int, turn
 
 
 def _hidden(rewriting: Rewriting, recurrence: Recurrence) -> int:
-    recurrent = rewriting.value(recurrence.input(2))
-    assert recurrent is not None
-    return int(recurrent.shape[2])
+    return rewriting.sizes(recurrence.input(2))[2]

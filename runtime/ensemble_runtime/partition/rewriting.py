@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any
@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from ensemble_runtime.partition.graph import Graph, reads
+from ensemble_runtime.partition.graph import Graph, parse, reads
 
 Array = NDArray[Any]
 
@@ -43,12 +43,12 @@ class Rewriting:
     def __init__(self, graph: Graph) -> None:
         """Start with the graph's weights and no node."""
         self.graph = graph
-        self.opset = opset_of(graph.model)
+        self.opset = opset_of(graph.light)
         self.nodes: list[onnx.NodeProto] = []
         self.pieces: dict[str, Pieces] = {}
         self._joined: set[str] = set()
         self._cuts: dict[str, list[tuple[int, ...]]] = {}
-        self._given = {x.name: x for x in graph.model.graph.initializer}
+        self._given = {x.name: x for x in (*graph.light.graph.initializer, *graph.large.values())}
         self._made: dict[str, onnx.TensorProto] = {}
 
     def add(
@@ -70,6 +70,10 @@ class Rewriting:
         if name not in self._made:
             self._made[name] = numpy_helper.from_array(value, name)
         return name
+
+    def sizes(self, name: str) -> tuple[int, ...]:
+        """The shape of a weight."""
+        return tuple((self._given.get(name) or self._made[name]).dims)
 
     def value(self, name: str) -> Array | None:
         """A weight's elements; None for what is computed."""
@@ -107,16 +111,26 @@ class Rewriting:
             self.add("Split", [self.whole(name)], pieces.names, prefix, axis=axis, split=sizes.tolist())
         return pieces
 
-    def model(self) -> onnx.ModelProto:
-        """The rewritten model, whose outputs are whole."""
-        given = self.graph.model
+    def graph_of(self, functions: Iterable[onnx.FunctionProto] = ()) -> Graph:
+        """The rewritten graph, whose outputs are whole.
+
+        Args:
+            functions: That its nodes call beside those of the model.
+        """
+        given = self.graph.light
         for output in given.graph.output:
             self.whole(output.name)
-        model = onnx.ModelProto()
-        model.CopyFrom(given)
-        graph = model.graph
-        read = {name for node in self.nodes for name in reads(node)} | {x.name for x in graph.output}
-        del graph.node[:], graph.initializer[:], graph.value_info[:]
-        graph.node.extend(self.nodes)
-        graph.initializer.extend(x for x in chain(self._given.values(), self._made.values()) if x.name in read)
-        return model
+        read = {name for node in self.nodes for name in reads(node)} | {x.name for x in given.graph.output}
+        model = onnx.ModelProto(ir_version=given.ir_version)
+        model.opset_import.extend(given.opset_import)
+        model.graph.name = given.graph.name
+        model.graph.input.extend(given.graph.input)
+        model.graph.output.extend(given.graph.output)
+        model.graph.node.extend(self.nodes)
+        model.functions.extend(given.functions)
+        for function in functions:
+            model.functions.append(function)
+            if function.domain not in {x.domain for x in model.opset_import}:
+                model.opset_import.append(helper.make_opsetid(function.domain, 1))
+        weights = [x for x in chain(self._given.values(), self._made.values()) if x.name in read]
+        return parse(model, {name: self.graph.tensors[name].shape for name in self.graph.inputs}, weights)

@@ -70,14 +70,14 @@ class SecondDevice:
             self.close()
             raise
 
-    def open(self, model: bytes) -> int:
-        """Open a session there; returns its number.
+    def open(self, model: int) -> int:
+        """Open a session there, of what a descriptor leads to; returns its number.
 
         Raises:
             ModelInvalidError: ONNX Runtime refuses the model.
         """
         self._sessions += 1
-        self._ask("open", self._sessions, model)
+        self._ask("open", self._sessions, sends=model)
         return self._sessions
 
     def bind(self, memory: SharedMemory, gates: int, parts: tuple[Part, ...]) -> int:

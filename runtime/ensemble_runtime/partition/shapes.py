@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,8 @@ from ensemble_runtime.errors import ModelInvalidError
 from ensemble_runtime.members.checks import first_line
 
 Array = NDArray[Any]
+Weights = Mapping[str, onnx.TensorProto]
+"""By name."""
 _SMALL = 4096
 """Bytes; a weight of no more may be a shape."""
 
@@ -29,12 +31,13 @@ class Found:
     shape: tuple[int, ...]
 
 
-def shapes_of(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Found]:
+def shapes_of(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]], large: Weights) -> dict[str, Found]:
     """Find the shapes of all tensors; what is no tensor is left out.
 
     Args:
-        model: A model whose constants are initialisers.
+        model: A model whose constants are initialisers, without its large weights.
         shapes: The shape of each input.
+        large: Those weights: where inference does not tell all, the model is run.
 
     Raises:
         ModelInvalidError: the shapes do not fit the model, or the model cannot be run.
@@ -43,7 +46,7 @@ def shapes_of(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> 
     known = _inferred(model, shapes)
     found = {name: known[name] for name in names if name in known}
     wanted = [name for name in names if name not in known]
-    return found | _run(model, found, wanted) if wanted else found
+    return found | _run(whole(model, large), found, wanted) if wanted else found
 
 
 def inferred(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -69,38 +72,46 @@ def _inferred(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> 
     return {x.name: y for x in (*graph.input, *graph.value_info, *graph.output) if (y := _found(x)) is not None}
 
 
-def without_weights(model: onnx.ModelProto, keep: Set[str] = frozenset()) -> onnx.ModelProto:
-    """The model with only the names and types of its large weights: all that shapes depend on, and little to copy.
+def without_weights(
+    given: onnx.ModelProto, nodes: Iterable[onnx.NodeProto], weights: Weights
+) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto]]:
+    """A model with only the names and types of its large weights: all that shapes depend on, and little to copy.
 
     Args:
-        model: A model, which may have lost its weights before.
-        keep: Weights to keep, however large.
+        given: What it is made of, but for the following.
+        nodes: Its nodes.
+        weights: All of them, by name.
+
+    Returns:
+        The model, and its large weights as they are: several models may have the same ones.
     """
-    light = onnx.ModelProto(ir_version=model.ir_version)
-    light.opset_import.extend(model.opset_import)
-    light.functions.extend(model.functions)
-    given, graph = model.graph, light.graph
-    graph.name = given.name
-    graph.node.extend(given.node)
-    graph.input.extend(given.input)
-    graph.output.extend(given.output)
-    graph.sparse_initializer.extend(given.sparse_initializer)
-    small = [x for x in given.initializer if x.ByteSize() <= _SMALL or x.name in keep]
-    left_out = {x.name for x in given.initializer} - {x.name for x in small}
-    graph.initializer.extend(small)
-    # What older tools wrote about tensors between the operators may not fit these shapes.
-    made = {name for node in given.node for name in node.output}
-    graph.value_info.extend(x for x in given.value_info if x.name not in made)
-    graph.value_info.extend(
-        helper.make_tensor_value_info(x.name, x.data_type, list(x.dims))
-        for x in given.initializer
-        if x.name in left_out
-    )
-    return light
+    light = onnx.ModelProto(ir_version=given.ir_version)
+    light.opset_import.extend(given.opset_import)
+    light.functions.extend(given.functions)
+    graph = light.graph
+    graph.name = given.graph.name
+    graph.node.extend(nodes)
+    graph.input.extend(x for x in given.graph.input if x.name not in weights)
+    graph.output.extend(given.graph.output)
+    large = {name: weight for name, weight in weights.items() if weight.ByteSize() > _SMALL}
+    graph.initializer.extend(weight for name, weight in weights.items() if name not in large)
+    # What older tools wrote about tensors between the operators may not fit the shapes that are asked about.
+    graph.value_info.extend(helper.make_tensor_value_info(x.name, x.data_type, list(x.dims)) for x in large.values())
+    return light, large
+
+
+def whole(light: onnx.ModelProto, large: Weights) -> onnx.ModelProto:
+    """A model with a copy of its large weights."""
+    model = onnx.ModelProto()
+    model.CopyFrom(light)
+    del model.graph.value_info[:]
+    model.graph.initializer.extend(large.values())
+    return model
 
 
 def _at(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
-    fixed = without_weights(model)
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
     for value in fixed.graph.input:
         tensor = value.type.tensor_type
         tensor.shape.Clear()
@@ -126,7 +137,7 @@ def _numpy(datatype: int) -> str:
     return name
 
 
-def sample(model: onnx.ModelProto, inputs: Mapping[str, Found]) -> dict[str, Array]:
+def sample(model: onnx.ModelProto, inputs: Mapping[str, Found], large: Weights) -> dict[str, Array]:
     """Inputs on which a model can be run: zeros, unless it takes only others.
 
     Which branch a model takes may depend on an input, such as a sampling rate, and only one may fit the shapes. So
@@ -136,18 +147,16 @@ def sample(model: onnx.ModelProto, inputs: Mapping[str, Found]) -> dict[str, Arr
     if len(tries) == 1:
         return tries[0]
     try:
-        return _ran(model, tries, [x.name for x in model.graph.output])[0]
+        return _ran(whole(model, large), tries, [x.name for x in model.graph.output])[0]
     except ModelInvalidError:
         return tries[0]
 
 
 def _run(model: onnx.ModelProto, known: Mapping[str, Found], wanted: list[str]) -> dict[str, Found]:
-    """Run the model on a sample, with what is wanted as outputs."""
-    telling = onnx.ModelProto()
-    telling.CopyFrom(model)
+    """Run the model, which nobody else has, on a sample with what is wanted as outputs."""
     outputs = {x.name for x in model.graph.output}
-    telling.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in outputs)
-    _, answers = _ran(telling, list(_samples(model, known)), wanted)
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in outputs)
+    _, answers = _ran(model, list(_samples(model, known)), wanted)
     return {name: _of(answer) for name, answer in zip(wanted, answers, strict=True) if isinstance(answer, np.ndarray)}
 
 

@@ -41,7 +41,7 @@ def refuse_varying(graph: Graph) -> None:
     Raises:
         ModelInvalidError: there is one; the message names the operator.
     """
-    known = certain(graph.model, {name: graph.tensors[name].shape for name in graph.inputs})
+    known = certain(graph.light, {name: graph.tensors[name].shape for name in graph.inputs})
     given = {*graph.weights, *(y for name in static(graph) for y in graph.by_name[name].outputs)}
     for operator in graph.operators:
         node = graph.nodes[operator.name]

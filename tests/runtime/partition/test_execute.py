@@ -245,9 +245,9 @@ def test_every_number_of_rows_is_bound_once_in_the_memory_of_a_full_batch(
     changed = opened(graph, dict.fromkeys(openings(graph), 16))
     bound: list[object] = []
 
-    def counting(model: onnx.ModelProto, shapes: Any) -> Any:
+    def counting(model: onnx.ModelProto, shapes: Any, large: Any) -> Any:
         bound.append(shapes)
-        return shapes_of(model, shapes)
+        return shapes_of(model, shapes, large)
 
     monkeypatch.setattr("ensemble_runtime.partition.execute.shapes_of", counting)
     alone, chance = whole(model), np.random.default_rng(0)

@@ -187,8 +187,8 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
     def refuse(op_type: str, name: str) -> None:
         real = costs.open_session
 
-        def opened(model: bytes, device: Device, stream: int | None = None) -> Any:
-            if device.name == name and any(x.op_type == op_type for x in onnx.load_from_string(model).graph.node):
+        def opened(model: str, device: Device, stream: int | None = None) -> Any:
+            if device.name == name and any(x.op_type == op_type for x in onnx.load(model).graph.node):
                 raise ModelInvalidError("cannot be computed in parts: NOT_IMPLEMENTED")
             return real(model, device, stream)
 
