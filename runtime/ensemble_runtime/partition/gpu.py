@@ -239,7 +239,17 @@ def _bound_run(
         binding.bind_input(names[name], *(host if name in on_host else memory).bind(name))
     for name in run.outputs:
         binding.bind_output(names[name], *memory.bind(name))
-    return call(session, binding, ahead=True)
+    return call(session, binding, ahead=_all_there(session))
+
+
+def _all_there(session: Any) -> bool:
+    """Whether all of a session's operators compute on the GPU, so that a run has done its part when it is queued.
+
+    What an operator on the host has made is copied from memory that ONNX Runtime uses again when the run is over.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return False
+    return all(part.ep_name == "CUDAExecutionProvider" for part in session.get_provider_graph_assignment_info())
 
 
 def _on_host(run: Run, session: Any, names: Mapping[str, str]) -> frozenset[str]:

@@ -137,7 +137,10 @@ def open_session(model: bytes | str, device: Device, stream: int | None = None) 
         DeviceUnavailableError: a GPU, and this ONNX Runtime has no CUDA.
     """
     try:
-        return onnxruntime.InferenceSession(model, options(device), providers=providers(device, stream))
+        chosen = options(device)
+        if stream is not None:
+            chosen.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        return onnxruntime.InferenceSession(model, chosen, providers=providers(device, stream))
     except DeviceUnavailableError:
         raise
     except Exception as error:  # ONNX Runtime raises a dozen classes without a common base

@@ -90,6 +90,8 @@ class AbsentGpu:
         """Tensors that runs were bound to, and that do not begin as ONNX Runtime's own do."""
         self.awaited = 0
         """Runs that have waited for their stream."""
+        self.host_only: set[str] = set()
+        """Kinds of operators that only the host computes, within a run of the device."""
         self.at_once = False
         """Whether a run computes when it is queued, and so fails there if it does."""
         self.failures: list[BaseException] = []
@@ -186,8 +188,9 @@ class Binding:
 class Session:
     """On the device that is not there."""
 
-    def __init__(self, gpu: AbsentGpu, real: Any, model: onnx.ModelProto, stream: int | None) -> None:
-        self._gpu, self._real, self._sess, self._stream = gpu, real, self, stream
+    def __init__(self, gpu: AbsentGpu, real: Any, model: onnx.ModelProto, stream: int | None, recorded: bool) -> None:
+        self._gpu, self._real, self._sess, self._stream, self._recorded = gpu, real, self, stream, recorded
+        self._op_types = {node.op_type for node in model.graph.node}
         self._queued: list[Any] = []
         readers: dict[str, list[bool]] = {}
         for node in model.graph.node:
@@ -208,6 +211,12 @@ class Session:
     def get_input_memory_infos(self) -> list[SimpleNamespace]:
         return [SimpleNamespace(name="Cpu" if x.name in self.on_host else "Cuda") for x in self._real.get_inputs()]
 
+    def get_provider_graph_assignment_info(self) -> list[SimpleNamespace]:
+        assert self._recorded, "it is only told where it was asked for when the session was opened"
+        there = [SimpleNamespace(ep_name="CUDAExecutionProvider")]
+        here = [SimpleNamespace(ep_name="CPUExecutionProvider")]
+        return there + (here if self._gpu.host_only & self._op_types else [])
+
     def io_binding(self) -> Binding:
         return Binding(self._gpu, self)
 
@@ -220,7 +229,7 @@ class Session:
             self._compute(binding, given)
             return
         self._queue(lambda: self._compute(binding, given))
-        if options.get_run_config_entry("disable_synchronize_execution_providers") != "1":
+        if not on(options.get_run_config_entry, "disable_synchronize_execution_providers"):
             self._gpu.awaited += 1
             self._gpu.stub.cuStreamSynchronize(self._stream)
 
@@ -243,6 +252,13 @@ class Session:
         assert self._gpu.stub.cuLaunchHostFunc(self._stream, self._queued[-1], None) in {0, 700}
 
 
+def on(entry: Callable[[str], str], key: str) -> bool:
+    try:
+        return entry(key) == "1"
+    except RuntimeError:  # it is not set
+        return False
+
+
 def install(patch: pytest.MonkeyPatch, library: Path) -> AbsentGpu:
     """Put the device into this process's ONNX Runtime, with the driver in the library."""
     gpu = AbsentGpu(library)
@@ -255,7 +271,8 @@ def install(patch: pytest.MonkeyPatch, library: Path) -> AbsentGpu:
             return found
         stream = of_cuda[0].get("user_compute_stream")
         parsed = onnx.load(model) if isinstance(model, str) else onnx.load_from_string(model)
-        return Session(gpu, found, parsed, None if stream is None else int(stream))
+        told = on(options.get_session_config_entry, "session.record_ep_graph_assignment_info")
+        return Session(gpu, found, parsed, None if stream is None else int(stream), told)
 
     patch.setattr(cuda, "LIBRARY", str(library))
     patch.setattr(onnxruntime, "InferenceSession", session)
