@@ -189,7 +189,7 @@ def _process(pipe: Connection, subject: Subject, device: Device) -> None:
         keep_memory()  # as in serving: a batch that faults its memory in again takes a fifth longer
         bind(device)
         import_libraries(subject.member)
-        meter: _Meter = _GpuMeter(device) if device.kind is DeviceKind.GPU else _CpuMeter()
+        meter: _Meter = GpuMeter(device) if device.kind is DeviceKind.GPU else _CpuMeter()
         model = load(subject.member, to_parse(subject.model), subject.inputs, subject.outputs, device)
         rows = MadeUpRows(name, model, subject.inputs, subject.outputs, subject.largest)
         pipe.send(meter.peak_bytes())
@@ -232,14 +232,14 @@ class _CpuMeter:
     def __init__(self) -> None:
         with contextlib.suppress(OSError):  # where it is forbidden, the peak of the imports counts as well
             Path("/proc/self/clear_refs").write_text("5")  # forget the highest resident size so far
-        self.baseline_bytes = _status()["RssAnon"]
+        self.baseline_bytes = memory_of()["RssAnon"]
 
     def peak_bytes(self) -> int:
-        now = _status()
+        now = memory_of()
         return now["RssAnon"] + max(0, now["VmHWM"] - now["VmRSS"]) - self.baseline_bytes
 
 
-class _GpuMeter:
+class GpuMeter:
     """By how much a device's free memory has fallen; the allocators of torch and ONNX Runtime hold on to their peak."""
 
     baseline_bytes = 0
@@ -249,6 +249,7 @@ class _GpuMeter:
         self._before = self._free_bytes()
 
     def peak_bytes(self) -> int:
+        """Bytes of the fall since this was made."""
         return max(0, self._before - self._free_bytes())
 
     def _free_bytes(self) -> int:
@@ -257,10 +258,14 @@ class _GpuMeter:
         return nvidia.find(self._uuid).free_bytes
 
 
-def _status() -> dict[str, int]:
-    """The sizes in /proc/self/status, in bytes."""
+def memory_of(process: int | str = "self") -> dict[str, int]:
+    """The sizes in /proc/PROCESS/status, in bytes.
+
+    Raises:
+        OSError: There is no such process any more.
+    """
     sizes = {}
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
         name, _, value = line.partition(":")
         if value.endswith(" kB"):
             sizes[name] = int(value.split()[0]) * 1024

@@ -11,6 +11,9 @@ from ensemble_runtime.span import folded_by_shards, laid_out
 DEFAULT_ARENA_BYTES = 256 * 2**20
 """What the tensors of all rows in the pipeline may take where `serving.queueRows` does not say how many there are."""
 
+GPU_CELL_BYTES = 1536 * 2**20
+"""Main memory of a process on a GPU: libraries and CUDA context, which it shares with none."""
+
 _SHARD_BATCHES = 4
 """So many of its largest batches a shard has room for at least: its head hands over whole ones, several at once."""
 

@@ -13,10 +13,11 @@ from ensemble_operator.inventory.cpu import MILLIS
 from ensemble_operator.inventory.device import Device
 from ensemble_operator.inventory.terms import Terms, refusal
 from ensemble_operator.manifests.names import profiling_name
-from ensemble_operator.manifests.resources import GPU_CELL_BYTES, TORCH_BYTES
+from ensemble_operator.manifests.resources import TORCH_BYTES
 from ensemble_operator.planner.pairs import pair_type, possible_pair_types
 from ensemble_operator.profiles.table import ProfileTable
 from ensemble_runtime.config import DeviceKind
+from ensemble_runtime.sizes import GPU_CELL_BYTES
 
 Pair = tuple[Device, Device]
 """Of one node, the scarce one first."""

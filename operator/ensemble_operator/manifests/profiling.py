@@ -17,7 +17,6 @@ from ensemble_operator.manifests.objects import Object, Owner, config_map
 from ensemble_operator.manifests.pod import CONFIG_FOLDER, TERMINATION_LOG, pod_spec
 from ensemble_operator.manifests.resources import (
     GPU_BESIDE_MILLIS,
-    GPU_CELL_BYTES,
     GPU_MILLIS,
     MIB,
     TORCH_BYTES,
@@ -29,6 +28,7 @@ from ensemble_operator.planner.pairs import pair_type
 from ensemble_operator.profiles.profile import Point, Profile
 from ensemble_runtime.config import DeviceKind, Member, core_count
 from ensemble_runtime.report import unpack
+from ensemble_runtime.sizes import GPU_CELL_BYTES
 
 REQUEST_FILE = "request.json"
 DEADLINE_SECONDS = 3600

@@ -13,15 +13,13 @@ from ensemble_operator.manifests.shards import Shard
 from ensemble_operator.planner.plan import Plan
 from ensemble_operator.profiles.profile import Point
 from ensemble_runtime.config import DeviceKind, RuntimeConfig, core_count
-from ensemble_runtime.sizes import shared_memory_bound
+from ensemble_runtime.sizes import GPU_CELL_BYTES, shared_memory_bound
 
 MIB = 2**20
 PROCESSES_BYTES = 512 * MIB
 """Supervisor, gateway and combiner, and the libraries that cells on CPUs share with them."""
 TORCH_BYTES = 512 * MIB
 """What torch adds to those libraries."""
-GPU_CELL_BYTES = 1536 * MIB
-"""Main memory of a process on a GPU: libraries and CUDA context, which it shares with none."""
 SIMULATED_CELL_BYTES = 64 * MIB
 CONNECTION_BYTES = 64 * MIB
 """Of a head, for each connection to another shard: the batches on their way."""

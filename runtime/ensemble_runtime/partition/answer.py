@@ -8,11 +8,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from pydantic import Field
 
 from ensemble_runtime.config import (
     BatchSize,
+    Datatype,
     Device,
     DeviceKind,
     Member,
@@ -26,7 +28,8 @@ from ensemble_runtime.devices.binding import bind
 from ensemble_runtime.errors import ManifestError, ModelInvalidError
 from ensemble_runtime.members.checks import first_line
 from ensemble_runtime.members.storage import fetch
-from ensemble_runtime.partition.graph import Graph, parse
+from ensemble_runtime.partition.graph import Graph, Tensor, parse
+from ensemble_runtime.partition.held import Cell, Held, held
 from ensemble_runtime.partition.instance import SCARCE
 from ensemble_runtime.partition.planning import LOWER, Choice, Costs, Planned, chosen, ways
 from ensemble_runtime.partition.schedule import NoScheduleError
@@ -35,6 +38,7 @@ from ensemble_runtime.partition.simulation import SimulatedGpu
 from ensemble_runtime.partition.timeline import Schedule
 from ensemble_runtime.partition.together import able
 from ensemble_runtime.partition.trial import executed, threaded
+from ensemble_runtime.sizes import GPU_CELL_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +57,9 @@ class PartitionRequest(Schema):
     shapes: dict[str, tuple[int, ...]] = Field({}, description="Of inputs, rows included, that the model leaves open.")
     devices: tuple[Device, Device] = Field(description="The scarce one first.")
     simulated: SimulatedGpu | None = Field(None, description="Costs of the first device, which is not there then.")
-    chart: bool = Field(True, description="Also the schedule's bars, the curve and the proof.")
+    chart: bool = Field(
+        True, description="The schedule's bars, the curve and the proof; otherwise, for a profile, what a cell takes."
+    )
 
 
 def partition(request: PartitionRequest, cache: Path) -> Iterator[dict[str, Any]]:
@@ -102,13 +108,31 @@ def partition(request: PartitionRequest, cache: Path) -> Iterator[dict[str, Any]
             answer["measuredMs"] = 1000 * ran
         if threads is not None:
             answer["threadsMs"] = 1000 * threads
-        yield {
-            "digest": found.sha256,
-            "batchSize": rows,
-            "fixedBytes": fixed,
-            **_profiled(request, planned, fixed, _served(planned, wanted, ran, threads)),
-            **answer,
-        }
+        profiled = _profiled(request, fixed, _served(planned, wanted, ran, threads))
+        if not request.chart and request.simulated is None:
+            cell = _cell(request, found.path, graph, rows, profiled["memoryBytes"])
+            profiled |= _with_what_is_held(profiled, held(cell), gpu is not None)
+        yield {"digest": found.sha256, "batchSize": rows, "fixedBytes": fixed, **profiled, **answer}
+
+
+def _cell(request: PartitionRequest, path: Path, graph: Graph, rows: int, booked: int) -> Cell:
+    """What the plan would make of a record. A request does not tell the outputs, and leaves inputs open."""
+    inputs, outputs = (tuple(_spec(graph.tensors[name]) for name in x) for x in (graph.inputs, graph.outputs))
+    return Cell(request.member, path, inputs, outputs, request.devices, rows, booked)
+
+
+def _spec(tensor: Tensor) -> TensorSpec:
+    datatype = next((x for x in Datatype if np.dtype(x.numpy) == tensor.datatype), None)
+    if datatype is None or not tensor.shape:
+        raise ModelInvalidError(f"'{tensor.name}' is {tensor.datatype} {list(tensor.shape)}, which no row can be")
+    return TensorSpec(name=tensor.name, datatype=datatype, shape=tensor.shape[1:])
+
+
+def _with_what_is_held(planned: Mapping[str, Any], found: Held, on_gpu: bool) -> dict[str, int]:
+    """The bytes of a record, of which a cell takes more while it loads: that is of the cores' memory."""
+    first = max(planned["memoryBytes"], found.gpu_bytes)
+    counted = first + GPU_CELL_BYTES if on_gpu else first
+    return {"memoryBytes": first, "secondBytes": max(planned["secondBytes"], found.main_bytes - counted)}
 
 
 def _in_time(
@@ -178,10 +202,8 @@ def _served(
     return min(found, key=lambda way: way[0])
 
 
-def _profiled(
-    request: PartitionRequest, planned: Planned, fixed: int, served: tuple[float, Schedule, bool]
-) -> dict[str, Any]:
-    """What a cell costs on the pair, its second process included."""
+def _profiled(request: PartitionRequest, fixed: int, served: tuple[float, Schedule, bool]) -> dict[str, Any]:
+    """What a cell costs on the pair by the plan, its second process included."""
     seconds, schedule, beside = served
     return {
         "deviceType": ":".join(device.type for device in request.devices),

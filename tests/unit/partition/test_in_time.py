@@ -25,6 +25,7 @@ from ensemble_runtime.partition import answer, planning
 from ensemble_runtime.partition.answer import PartitionRequest, partition
 from ensemble_runtime.partition.costs import Measured
 from ensemble_runtime.partition.graph import Graph, parse
+from ensemble_runtime.partition.held import Held
 from ensemble_runtime.partition.model import PartitionedModel, load_partitioned
 from ensemble_runtime.partition.planning import Choice, Costs, Opened, again, plan
 from ensemble_runtime.partition.schedule import NoScheduleError, least_bytes, least_makespan
@@ -109,6 +110,12 @@ def test_a_split_takes_no_more_of_the_scarce_device_than_is_booked(small_stack: 
     assert all(costs.fit(point) for point in planned.curve)
 
 
+@pytest.fixture
+def nothing_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cell is loaded to see what it takes."""
+    monkeypatch.setattr(answer, "held", lambda _: Held(0, 0))
+
+
 def request_of(graph: Graph, folder: Path, two_cores: Devices, wanted: Partition) -> PartitionRequest:
     onnx.save(graph.model, str(folder / "model.onnx"))
     source = ModelSource(uri=(folder / "model.onnx").as_uri(), format=ModelFormat.ONNX)
@@ -116,6 +123,7 @@ def request_of(graph: Graph, folder: Path, two_cores: Devices, wanted: Partition
     return PartitionRequest(member=member, devices=two_cores, chart=False)
 
 
+@pytest.mark.usefixtures("nothing_held")
 def test_threads_may_keep_a_latency_that_no_split_keeps(
     small_stack: Graph, tmp_path: Path, two_cores: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +137,7 @@ def test_threads_may_keep_a_latency_that_no_split_keeps(
         list(partition(request, tmp_path))
 
 
+@pytest.mark.usefixtures("nothing_held")
 def test_a_split_that_takes_longer_when_it_is_run_is_not_offered(
     small_stack: Graph, tmp_path: Path, two_cores: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +173,7 @@ def test_a_split_that_takes_longer_when_it_is_run_is_not_offered(
         list(partition(request, tmp_path))
 
 
+@pytest.mark.usefixtures("nothing_held")
 def test_a_model_that_is_all_on_the_second_device_has_a_process_there(
     small_stack: Graph, tmp_path: Path, two_cores: Devices
 ) -> None:
