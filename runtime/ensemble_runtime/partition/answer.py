@@ -25,6 +25,7 @@ from ensemble_runtime.config import (
     TensorSpec,
 )
 from ensemble_runtime.devices.binding import bind
+from ensemble_runtime.devices.working_memory import give_memory_back
 from ensemble_runtime.errors import ManifestError, ModelInvalidError
 from ensemble_runtime.members.checks import first_line
 from ensemble_runtime.members.storage import fetch
@@ -75,6 +76,7 @@ def partition(request: PartitionRequest, cache: Path) -> Iterator[dict[str, Any]
     """
     if request.member.model.format is not ModelFormat.ONNX:
         raise ManifestError(f"member '{request.member.name}': only ONNX models can be partitioned")
+    give_memory_back()  # to the cell that is loaded beside this process
     wanted = request.member.partition or Partition(objective=PartitionObjective.LATENCY)
     found = fetch(request.member.model, cache)
     try:

@@ -34,7 +34,7 @@ def _light(graph: Graph, prelude: Sequence[str]) -> Graph:
     if not inferred(graph.light, shapes):
         return graph
     # Copied one by one: each that is kept as it is would keep the whole model.
-    return replace(graph, large={x: copy.deepcopy(y) for x, y in graph.large.items() if x in keep})
+    return replace(graph, large={x: copy.deepcopy(y) for x, y in graph.large.items() if x in keep}, parts={})
 
 
 class Executor:

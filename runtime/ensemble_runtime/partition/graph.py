@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 
@@ -61,6 +61,8 @@ class Graph:
     """Bytes of each initialiser, whoever reads it."""
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    parts: dict[str, onnx.TensorProto] = field(default_factory=dict, compare=False, repr=False)
+    """Of its weights, as they are made when it is opened: the same in every way of opening it."""
 
     @property
     def model(self) -> onnx.ModelProto:

@@ -177,9 +177,7 @@ class _Side:
         """This direction's part of a weight."""
         if not name or len(self._of.directions) == 1:
             return name
-        value = self._to.value(name)
-        assert value is not None
-        return self._to.weight(f"{name}/{self._direction}", value[self._side : self._side + 1])
+        return self._to.part(f"{name}/{self._direction}", name, slice(self._side, self._side + 1))
 
     def _initial_states(self, x: str) -> list[str]:
         # Zeros are written out, one tensor a state: chunks of one node are alike, the first among them, so that one

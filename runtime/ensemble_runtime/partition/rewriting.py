@@ -71,6 +71,16 @@ class Rewriting:
             self._made[name] = numpy_helper.from_array(value, name)
         return name
 
+    def part(self, name: str, of: str, rows: slice) -> str:
+        """Add some rows of a weight, which are kept for all rewritings of the graph."""
+        parts = self.graph.parts
+        if name not in parts:
+            value = self.value(of)
+            assert value is not None, "a weight"
+            parts[name] = numpy_helper.from_array(value[rows], name)
+        self._made[name] = parts[name]
+        return name
+
     def sizes(self, name: str) -> tuple[int, ...]:
         """The shape of a weight."""
         return tuple((self._given.get(name) or self._made[name]).dims)
