@@ -111,12 +111,7 @@ def _shown(name: str, found: Mapping[str, Any]) -> Any:
         if base is not None
     ]
     rows.append(_row("chosen", found["choice"]))
-    best = min(base["makespanMs"] for base in found["baselines"] if base is not None)
-    told = [f"{best / found['choice']['makespanMs']:.2f}x of the quicker device alone"]
-    if "measuredMs" in found:
-        told.append(f"run as chosen: {figure(found['measuredMs'])} ms, {best / found['measuredMs']:.2f}x")
-    if "threadsMs" in found:
-        told.append(f"whole, by threads on both: {figure(found['threadsMs'])} ms, {best / found['threadsMs']:.2f}x")
+    told = _compared(found)
     if "gap" in found:
         gap = found["gap"]
         told.append(f"{gap['fraction']:.2%} above the {'proven best' if gap['proven'] else 'best that was found'}")
@@ -132,6 +127,23 @@ def _shown(name: str, found: Mapping[str, Any]) -> Any:
     if found["simulated"]:
         parts.append(Text(f"{devices[0]} is simulated: its costs were stated, not measured."))
     return Group(*parts)
+
+
+def _compared(found: Mapping[str, Any]) -> list[str]:
+    """What was found against the quicker device alone, where one has room for all of it and computes it."""
+    best = min((base["makespanMs"] for base in found["baselines"] if base is not None), default=None)
+
+    def times(milliseconds: float) -> str:
+        return "" if best is None else f", {best / milliseconds:.2f}x"
+
+    told = ["neither device takes all of it"]
+    if best is not None:
+        told = [f"{best / found['choice']['makespanMs']:.2f}x of the quicker device alone"]
+    if "measuredMs" in found:
+        told.append(f"run as chosen: {figure(found['measuredMs'])} ms{times(found['measuredMs'])}")
+    if "threadsMs" in found:
+        told.append(f"whole, by threads on both: {figure(found['threadsMs'])} ms{times(found['threadsMs'])}")
+    return told
 
 
 def _row(title: str, point: Mapping[str, Any]) -> list[str]:

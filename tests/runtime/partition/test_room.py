@@ -26,6 +26,7 @@ from ensemble_runtime.config import (
     PartitionObjective,
     TensorSpec,
 )
+from ensemble_runtime.errors import ModelInvalidError
 from ensemble_runtime.members.onnx_model import OnnxModel
 from ensemble_runtime.partition import answer
 from ensemble_runtime.partition import model as partitioned
@@ -124,6 +125,31 @@ def test_parts_that_answer_otherwise_leave_the_whole_model_to_the_cores(
     check(model, loadable, devices[1])
     gc.collect()
     assert gpu.held == 0 and gpu.most_held <= 2 * LAYER_BYTES
+
+
+def test_what_cores_do_not_compute_whole_is_compared_with_the_gpu(
+    recurrent_models: ModuleType,
+    devices: tuple[Device, Device],
+    gpu: AbsentGpu,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As LSTMs in half precision."""
+    asked: list[str] = []
+
+    def opened(*arguments: Any) -> OnnxModel:
+        asked.append(arguments[-1].name)
+        if arguments[-1] == devices[1]:
+            raise ModelInvalidError("cannot be loaded by ONNX Runtime: NOT_IMPLEMENTED")
+        return OnnxModel(*arguments)
+
+    monkeypatch.setattr(partitioned, "OnnxModel", opened)
+    loadable = member_of(recurrent_models, tmp_path, Partition(objective=MEMORY, latency_ms=60_000))
+    model = load_partitioned(*loadable, devices, ROWS)
+    assert isinstance(model, PartitionedModel)
+    with closing(model):
+        check(model, loadable, devices[1])
+    assert asked == [devices[1].name, devices[0].name] and gpu.most_held >= LAYERS * LAYER_BYTES
 
 
 def test_an_operator_that_is_too_large_for_the_gpu_alone_is_the_cores(

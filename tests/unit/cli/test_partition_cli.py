@@ -13,6 +13,7 @@ import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 
+from ensemble_operator.cli.partition import _compared
 from ensemble_operator.cli.partition_chart import gantt
 from ensemble_operator.cli.partition_page import page
 
@@ -133,6 +134,15 @@ FOUND = {
     ],
     "transfers": [{"name": "t", "bytes": 4, "from": 0, "startMs": 4.0, "endMs": 5.0}],
 }
+
+
+def test_where_neither_device_takes_all_of_a_model_nothing_is_compared_with_one() -> None:
+    """As with a GPU that is too small, and an operator that cores do not compute."""
+    alone = {"makespanMs": 6.0}
+    found = {"choice": {"makespanMs": 2.0}, "measuredMs": 3.0, "baselines": [None, alone]}
+    assert _compared(found) == ["3.00x of the quicker device alone", "run as chosen: 3 ms, 2.00x"]
+    found["baselines"] = [None, None]
+    assert _compared(found) == ["neither device takes all of it", "run as chosen: 3 ms"]
 
 
 def test_bars_are_as_long_as_they_take() -> None:
