@@ -73,9 +73,6 @@ def options(device: Device, *, spins: bool = False) -> Any:
     chosen.inter_op_num_threads = 1
     chosen.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     chosen.log_severity_level = 3
-    if device.kind is DeviceKind.CPU:
-        # Weights are packed anew as they are loaded: an arena would keep the room of what they were packed from.
-        chosen.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     # Threads that wait must not burn the cores of the cells beside them, where there may be any.
     chosen.add_session_config_entry("session.intra_op.allow_spinning", "1" if spins else "0")
     return chosen
