@@ -89,7 +89,8 @@ def split(
     """Measure a model's operators on both devices, decide who computes what, and load it so.
 
     What was planned comes up, also where it is slower now than `latencyMs`. What does not answer as the whole model
-    does is not served: that is then computed on the first device; and so is, for the least time, what cannot be split.
+    does is not served: that is then computed whole on the first device, or by the cores where a GPU has no room for it.
+    What cannot be split is computed whole as well where the least time is looked for.
 
     Args:
         member: A member in ONNX; without a `partition` the least time of a batch is looked for.

@@ -12,8 +12,8 @@ from statistics import median
 import onnxruntime
 
 from ensemble_runtime.config import Device
-from ensemble_runtime.errors import EnsembleError, ModelInvalidError
-from ensemble_runtime.members.checks import first_line
+from ensemble_runtime.errors import EnsembleError
+from ensemble_runtime.members.checks import failure, first_line
 from ensemble_runtime.members.model import Array, Model
 from ensemble_runtime.members.onnx_model import options, providers
 from ensemble_runtime.partition.costs import Place, random_inputs
@@ -45,7 +45,7 @@ def on_trial(models: Sequence[Model], inputs: Sequence[Array]) -> list[float]:
     Not the least: devices that wait for each other have lucky rounds, and long chunks have luckier ones than short.
 
     Raises:
-        ModelInvalidError: One of them fails.
+        ModelInvalidError: One of them fails; OutOfMemoryError for lack of memory.
     """
     with _failures():
         for model in models:
@@ -103,7 +103,7 @@ def _failures() -> Iterator[None]:
     except EnsembleError:
         raise
     except Exception as error:
-        raise ModelInvalidError(f"cannot be computed: {first_line(error)}") from error
+        raise failure(error, f"cannot be computed: {first_line(error)}") from error
 
 
 def _medians(batches: Sequence[Callable[[], object]]) -> list[float]:

@@ -32,8 +32,10 @@ from ensemble_runtime.partition import answer
 from ensemble_runtime.partition import model as partitioned
 from ensemble_runtime.partition.answer import PartitionRequest, partition
 from ensemble_runtime.partition.costs import measured
-from ensemble_runtime.partition.graph import parse
+from ensemble_runtime.partition.graph import Graph, parse
 from ensemble_runtime.partition.model import PartitionedModel, load_partitioned
+from ensemble_runtime.partition.planning import Choice, Costs
+from ensemble_runtime.partition.timeline import Schedule
 
 LATENCY, MEMORY = PartitionObjective.LATENCY, PartitionObjective.MEMORY
 HIDDEN, LAYERS, STEPS, ROWS = 64, 3, 8, 2
@@ -150,6 +152,40 @@ def test_what_cores_do_not_compute_whole_is_compared_with_the_gpu(
     with closing(model):
         check(model, loadable, devices[1])
     assert asked == [devices[1].name, devices[0].name] and gpu.most_held >= LAYERS * LAYER_BYTES
+
+
+def test_a_gpu_that_turns_out_to_have_no_room_for_the_whole_computes_a_part(
+    recurrent_models: ModuleType,
+    devices: tuple[Device, Device],
+    gpu: AbsentGpu,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What ONNX Runtime takes beside weights and tensors nobody can tell before."""
+
+    def full(*_: Any) -> Any:
+        raise RuntimeError("Failed to allocate memory for requested buffer of size 1048576")
+
+    def opened(*arguments: Any) -> OnnxModel:
+        found = OnnxModel(*arguments)
+        if arguments[-1] == devices[0]:
+            monkeypatch.setattr(found, "predict", full)
+        return found
+
+    monkeypatch.setattr(partitioned, "OnnxModel", opened)
+    loadable = member_of(recurrent_models, tmp_path, Partition(objective=LATENCY))
+    monkeypatch.setattr(partitioned, "again", lambda graph, *_: _in_parts(graph, devices))
+    model = load_partitioned(*loadable, devices, ROWS)
+    assert isinstance(model, PartitionedModel)
+    with closing(model):
+        check(model, loadable, devices[1])
+
+
+def _in_parts(graph: Graph, devices: tuple[Device, Device]) -> Choice:
+    """Any choice with operators on both devices."""
+    way = Costs(devices).of(graph, None)
+    split = [*range(len(way.groups))]
+    return Choice(way, Schedule(way.busy, tuple(i % 2 for i in split), tuple(split)))
 
 
 def test_an_operator_that_is_too_large_for_the_gpu_alone_is_the_cores(
