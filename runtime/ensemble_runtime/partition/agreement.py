@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ensemble_runtime.config import Device, DeviceKind, Precision, TensorSpec
-from ensemble_runtime.members.checks import first_line, random_rows
+from ensemble_runtime.errors import EnsembleError
+from ensemble_runtime.members.checks import failure, first_line, lacks_memory, random_rows
 from ensemble_runtime.members.model import Array, Model
 
 _RELATIVE = 1e-5
@@ -36,10 +37,19 @@ def drawn(whole: Model, inputs: Sequence[TensorSpec], rows: int) -> tuple[Draw, 
         whole: On one device.
         inputs: The manifest's.
         rows: Of a batch.
+
+    Raises:
+        ModelInvalidError: It fails.
+        OutOfMemoryError: It fails for lack of memory.
     """
     random = np.random.default_rng(1)
     batches = [[random_rows(spec, rows, 1, random) for spec in inputs] for _ in range(_DRAWS)]
-    return tuple(Draw(batch, whole.predict(batch)) for batch in batches)
+    try:
+        return tuple(Draw(batch, whole.predict(batch)) for batch in batches)
+    except EnsembleError:
+        raise
+    except Exception as error:  # ONNX Runtime raises a dozen classes without a common base
+        raise failure(error, f"fails on made-up rows: {first_line(error)}") from error
 
 
 def disagreement(parts: Model, draws: Sequence[Draw], tolerance: float) -> str | None:
@@ -49,11 +59,16 @@ def disagreement(parts: Model, draws: Sequence[Draw], tolerance: float) -> str |
         parts: In parts.
         draws: What to ask.
         tolerance: By which a number may differ, of the largest of its output.
+
+    Raises:
+        OutOfMemoryError: There is no room to compute it.
     """
     for count, draw in enumerate(draws, 1):
         try:
             found = parts.predict(draw.batch)
         except Exception as error:  # ONNX Runtime raises a dozen classes without a common base
+            if lacks_memory(error):
+                raise failure(error, f"has no room: {first_line(error)}") from error
             return f"it fails where the whole one does not: {first_line(error)}"
         for i, (right, answer) in enumerate(zip(draw.expected, found, strict=True)):
             if (excess := _excess(answer, right, tolerance)) is not None:

@@ -42,7 +42,10 @@ MARGIN = 0.05
 """Predictions err: two devices have to promise so much less time than one."""
 
 LOWER = 3
-"""So often less is aimed at than is permitted, where the fewest bytes turn out to take longer."""
+"""So often less is aimed at than is permitted, where the fewest bytes turn out to take longer, or not to fit."""
+
+LESS = 0.75
+"""Of the bytes that a choice was counted with, where a device had no room for it."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +175,10 @@ class Costs:
         """Whether the scarce device has room for a choice."""
         return choice.schedule.scarce_bytes <= self.room
 
+    def lower(self, choice: Choice) -> None:
+        """Have less room from now on: what is counted is not all, and there was none for a choice."""
+        self.room = int(LESS * choice.schedule.scarce_bytes)
+
     @property
     def cores(self) -> bool:
         """Whether both devices are sets of cores that are there."""
@@ -204,25 +211,24 @@ def chosen(ways: Sequence[Opened], wanted: Partition, costs: Costs, *, chart: bo
     return Planned(best, alone, tuple(points), proof, costs.simulated is not None)
 
 
-def again(graph: Graph, wanted: Partition, costs: Costs) -> Choice:
+def again(ways: Sequence[Opened], wanted: Partition, costs: Costs) -> Choice:
     """The best choice for a cell that has its place already: one comes up, even if it is slower than it was to be.
 
     Beside neighbours that compute everything takes longer than when it was measured for the plan.
 
     Args:
-        graph: As parsed.
+        ways: Of the graph.
         wanted: The objective.
         costs: Of the two devices; what takes more bytes than are booked there is chosen only where all does.
 
     Raises:
         EnsembleError: The graph cannot be measured.
     """
-    measured_ways = ways(graph, costs)
     try:
-        return _confirmed(_candidates(measured_ways, wanted, costs), wanted, costs)
+        return _confirmed(_candidates(ways, wanted, costs), wanted, costs)
     except NoScheduleError as error:
         why = str(error)
-    found = [choice for way in measured_ways for choice in _curve(way)]
+    found = [choice for way in ways for choice in _curve(way)]
     within = [choice for choice in found if costs.fit(choice)]
     best = min(within, key=_seconds_first) if within else min(found, key=_bytes_first)
     log.warning("%s; what takes %.3g ms serves", why, best.schedule.makespan * 1000)

@@ -24,6 +24,7 @@ from ensemble_runtime.config import (
     Precision,
     TensorSpec,
 )
+from ensemble_runtime.errors import ModelInvalidError, OutOfMemoryError
 from ensemble_runtime.members.model import Array
 from ensemble_runtime.members.onnx_model import OnnxModel
 from ensemble_runtime.partition.agreement import disagreement, drawn, tolerated
@@ -94,6 +95,22 @@ def test_parts_that_fail_do_not_serve() -> None:
 
     why = disagreement(Computing(failing), drawn(WHOLE, INPUTS, 3), 1e-4)
     assert why is not None and "no such address" in why
+
+
+def test_parts_that_have_no_room_are_not_wrong() -> None:
+    def crowded(x: Array) -> Array:
+        raise RuntimeError("Failed to allocate memory")
+
+    with pytest.raises(OutOfMemoryError, match="has no room"):
+        disagreement(Computing(crowded), drawn(WHOLE, INPUTS, 3), 1e-4)
+
+
+def test_a_whole_model_that_fails_is_told_of_in_one_line() -> None:
+    def failing(x: Array) -> Array:
+        raise RuntimeError("no such\naddress")
+
+    with pytest.raises(ModelInvalidError, match=r"^fails on made-up rows: RuntimeError: no such$"):
+        drawn(Computing(failing), INPUTS, 3)
 
 
 def test_a_gpu_and_half_precision_are_held_to_less(two_devices: tuple[Device, Device]) -> None:

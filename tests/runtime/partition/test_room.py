@@ -6,6 +6,8 @@ The GPU is not there (`absent_gpu`); what sessions hold of it is their weights, 
 from __future__ import annotations
 
 import gc
+import weakref
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
@@ -26,21 +28,24 @@ from ensemble_runtime.config import (
     PartitionObjective,
     TensorSpec,
 )
-from ensemble_runtime.errors import ModelInvalidError
+from ensemble_runtime.errors import ModelInvalidError, OutOfMemoryError
 from ensemble_runtime.members.onnx_model import OnnxModel
 from ensemble_runtime.partition import answer
 from ensemble_runtime.partition import model as partitioned
 from ensemble_runtime.partition.answer import PartitionRequest, partition
 from ensemble_runtime.partition.costs import measured
-from ensemble_runtime.partition.graph import Graph, parse
+from ensemble_runtime.partition.execute import Executor
+from ensemble_runtime.partition.graph import parse
 from ensemble_runtime.partition.model import PartitionedModel, load_partitioned
-from ensemble_runtime.partition.planning import Choice, Costs
+from ensemble_runtime.partition.planning import LOWER, Choice, Opened
 from ensemble_runtime.partition.timeline import Schedule
 
 LATENCY, MEMORY = PartitionObjective.LATENCY, PartitionObjective.MEMORY
 HIDDEN, LAYERS, STEPS, ROWS = 64, 3, 8, 2
 LAYER_BYTES = 4 * (8 * HIDDEN * HIDDEN + 8 * HIDDEN)
 """Weights and biases of an LSTM layer."""
+WHOLE_BYTES = LAYERS * LAYER_BYTES + LAYER_BYTES // 4
+"""The whole model with its tensors; no layer has room beside it."""
 
 
 @pytest.fixture
@@ -174,16 +179,15 @@ def test_a_gpu_that_turns_out_to_have_no_room_for_the_whole_computes_a_part(
 
     monkeypatch.setattr(partitioned, "OnnxModel", opened)
     loadable = member_of(recurrent_models, tmp_path, Partition(objective=LATENCY))
-    monkeypatch.setattr(partitioned, "again", lambda graph, *_: _in_parts(graph, devices))
+    monkeypatch.setattr(partitioned, "again", lambda ways, *_: _in_parts(ways[0]))
     model = load_partitioned(*loadable, devices, ROWS)
     assert isinstance(model, PartitionedModel)
     with closing(model):
         check(model, loadable, devices[1])
 
 
-def _in_parts(graph: Graph, devices: tuple[Device, Device]) -> Choice:
+def _in_parts(way: Opened) -> Choice:
     """Any choice with operators on both devices."""
-    way = Costs(devices).of(graph, None)
     split = [*range(len(way.groups))]
     return Choice(way, Schedule(way.busy, tuple(i % 2 for i in split), tuple(split)))
 
@@ -203,8 +207,99 @@ def test_a_member_that_fits_is_tried_whole_and_in_parts_one_after_the_other(
     recurrent_models: ModuleType, devices: tuple[Device, Device], gpu: AbsentGpu, tmp_path: Path
 ) -> None:
     loadable = member_of(recurrent_models, tmp_path, Partition(objective=LATENCY))
-    model = load_partitioned(*loadable, devices, ROWS, 5 * LAYER_BYTES)
+    model = load_partitioned(*loadable, devices, ROWS, WHOLE_BYTES)
     check(model, loadable, devices[1])
     if isinstance(model, PartitionedModel):
         model.close()
-    assert LAYERS * LAYER_BYTES <= gpu.most_held <= 5 * LAYER_BYTES
+    assert LAYERS * LAYER_BYTES <= gpu.most_held <= WHOLE_BYTES
+
+
+def lost(models: Sequence[Any], rows: Any) -> list[float]:
+    """A trial that parts lose."""
+    return [1.0 + isinstance(model, PartitionedModel) for model in models]
+
+
+def crowded(models: Sequence[Any], rows: Any) -> list[float]:
+    """A trial for which parts have no room."""
+    if any(isinstance(model, PartitionedModel) for model in models):
+        raise OutOfMemoryError("there is no room for a batch")
+    return [1.0 for _ in models]
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "said"),
+    [
+        ("disagreement", lambda *_: "it is wrong", "answers otherwise"),
+        ("on_trial", lost, ""),
+        ("on_trial", crowded, "a partition is left out: there is no room for a batch"),
+    ],
+)
+def test_parts_that_do_not_serve_are_off_the_gpu_before_the_whole_model_is_on_it(
+    recurrent_models: ModuleType,
+    devices: tuple[Device, Device],
+    gpu: AbsentGpu,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    asked: str,
+    answered: Callable[..., Any],
+    said: str,
+) -> None:
+    monkeypatch.setattr(partitioned, asked, answered)
+    executors: list[weakref.ref[Executor]] = []
+
+    def executor(*arguments: Any) -> Executor:
+        made = Executor(*arguments)
+        executors.append(weakref.ref(made))
+        return made
+
+    def opened(*arguments: Any) -> OnnxModel:
+        assert all(made() is None for made in executors), "nobody collects garbage before the GPU is full"
+        return OnnxModel(*arguments)
+
+    monkeypatch.setattr(partitioned, "Executor", executor)
+    monkeypatch.setattr(partitioned, "OnnxModel", opened)
+    loadable = member_of(recurrent_models, tmp_path, Partition(objective=LATENCY))
+    gc.disable()
+    try:
+        model = load_partitioned(*loadable, devices, ROWS, WHOLE_BYTES)
+    finally:
+        gc.enable()
+    assert executors and isinstance(model, OnnxModel)
+    assert said in caplog.text
+    check(model, loadable, devices[1])
+    assert LAYERS * LAYER_BYTES <= gpu.most_held <= WHOLE_BYTES
+
+
+@pytest.mark.parametrize(("crowded_times", "loads"), [(2, True), (100, False)])
+def test_where_memory_runs_out_all_the_same_less_is_planned_with(
+    recurrent_models: ModuleType,
+    devices: tuple[Device, Device],
+    gpu: AbsentGpu,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    crowded_times: int,
+    loads: bool,
+) -> None:
+    tries: list[int] = []
+
+    class Crowded(PartitionedModel):
+        def __init__(self, *arguments: Any) -> None:
+            tries.append(len(tries))
+            if len(tries) <= crowded_times:
+                raise OutOfMemoryError("there is no room")
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(partitioned, "PartitionedModel", Crowded)
+    loadable = member_of(recurrent_models, tmp_path, Partition(objective=MEMORY, latency_ms=60_000))
+    if loads:
+        model = load_partitioned(*loadable, devices, ROWS, WHOLE_BYTES)
+        assert isinstance(model, PartitionedModel)
+        with closing(model):
+            check(model, loadable, devices[1])
+    else:
+        with pytest.raises(OutOfMemoryError, match="member 'm': there is no room"):
+            load_partitioned(*loadable, devices, ROWS, WHOLE_BYTES)
+    assert len(tries) == (3 if loads else 1 + LOWER)
+    assert "planned again with less room: there is no room" in caplog.text

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from ensemble_runtime.errors import EnsembleError, ModelInvalidError, OutOfMemoryError
 from ensemble_runtime.members.model import Array
 from ensemble_runtime.partition import trial
 
@@ -38,3 +39,23 @@ def test_a_lucky_round_does_not_win(monkeypatch: pytest.MonkeyPatch) -> None:
     lucky = Made(clock, [1.0, 4.0, 4.0, 4.0, 1.0, 4.0, 4.0, 4.0, 4.0])
     steady = Made(clock, [3.0, 3.0, 3.0, 9.0, 3.0, 3.0, 3.0, 3.0, 3.0])
     assert trial.on_trial([lucky, steady], [np.zeros((1, 1), np.float32)]) == [4.0, 3.0]
+
+
+class Failing:
+    def __init__(self, message: str) -> None:
+        self._message = message
+
+    def predict(self, inputs: Sequence[Array]) -> list[Array]:
+        raise RuntimeError(self._message)
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("Failed to allocate memory for requested buffer of size 64", OutOfMemoryError),
+        ("no such operator", ModelInvalidError),
+    ],
+)
+def test_lack_of_memory_in_a_trial_is_told_as_such(message: str, told: type[EnsembleError]) -> None:
+    with pytest.raises(told, match=message):
+        trial.on_trial([Failing(message)], [np.zeros((1, 1), np.float32)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -27,7 +28,7 @@ from ensemble_runtime.partition.costs import Measured
 from ensemble_runtime.partition.graph import Graph, parse
 from ensemble_runtime.partition.held import Held
 from ensemble_runtime.partition.model import PartitionedModel, load_partitioned
-from ensemble_runtime.partition.planning import Choice, Costs, Opened, again, plan
+from ensemble_runtime.partition.planning import Choice, Costs, Opened, again, plan, ways
 from ensemble_runtime.partition.schedule import NoScheduleError, least_bytes, least_makespan
 from ensemble_runtime.partition.second import PROCESS_BYTES
 from ensemble_runtime.partition.simulation import SimulatedGpu
@@ -88,9 +89,10 @@ def test_what_was_planned_comes_up_again_beside_neighbours_that_compute(
         plan(small_stack, wanted, Costs(two_cores), chart=False)
     weights = sum(small_stack.weights.values())
     with caplog.at_level(logging.WARNING):
-        free = again(small_stack, wanted, Costs(two_cores))
-        bound = again(small_stack, wanted, Costs(two_cores, booked=weights // 2))
-        nothing = again(small_stack, wanted, Costs(two_cores, booked=0))
+        measured = ways(small_stack, Costs(two_cores))
+        free = again(measured, wanted, Costs(two_cores))
+        bound = again(measured, wanted, Costs(two_cores, booked=weights // 2))
+        nothing = again(measured, wanted, Costs(two_cores, booked=0))
     assert free.placement.device
     assert bound.schedule.scarce_bytes <= weights // 2 and nothing.schedule.scarce_bytes == 0
     assert len(caplog.records) == 3 and "latencyMs permits 0.001" in caplog.records[0].getMessage()
@@ -100,7 +102,7 @@ def test_a_split_takes_no_more_of_the_scarce_device_than_is_booked(small_stack: 
     """Neither in a cell nor in a plan; what then is the quickest was so within those bytes."""
     costs = Costs(two_cores, booked=sum(small_stack.weights.values()) // 2)
     for found in (
-        again(small_stack, Partition(objective=LATENCY), costs),
+        again(ways(small_stack, costs), Partition(objective=LATENCY), costs),
         plan(small_stack, Partition(objective=LATENCY), costs, chart=False).choice,
     ):
         assert found.schedule.scarce_bytes <= costs.room
@@ -108,6 +110,18 @@ def test_a_split_takes_no_more_of_the_scarce_device_than_is_booked(small_stack: 
     planned = plan(small_stack, Partition(objective=LATENCY), costs)
     assert planned.baselines[0] is None and planned.baselines[1] is not None
     assert all(costs.fit(point) for point in planned.curve)
+
+
+def test_less_is_planned_with_where_memory_has_run_out(small_stack: Graph, two_cores: Devices) -> None:
+    """What is counted is not all that sessions take; also where nothing that takes less is as quick as wanted."""
+    costs = Costs(two_cores)
+    measured = ways(small_stack, costs)
+    sizes = []
+    for _ in range(3):
+        choice = again(measured, Partition(objective=MEMORY, latency_ms=1e-3), costs)
+        sizes.append(choice.schedule.scarce_bytes)
+        costs.lower(choice)
+    assert sizes[0] > 0 and all(b < a or a == 0 for a, b in pairwise(sizes))
 
 
 @pytest.fixture
