@@ -15,7 +15,7 @@ from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_size_t, c_uint, c
 from dataclasses import dataclass
 from typing import Any, cast
 
-from ensemble_runtime.errors import DeviceUnavailableError
+from ensemble_runtime.errors import DeviceUnavailableError, OutOfMemoryError
 
 LIBRARY = "libcuda.so.1"
 
@@ -47,7 +47,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
 }
 
 
-class CudaError(RuntimeError):
+class CudaError(DeviceUnavailableError):
     """CUDA refuses or fails."""
 
 
@@ -70,6 +70,7 @@ class Cuda:
 
         Raises:
             DeviceUnavailableError: there is no driver, or no GPU.
+            OutOfMemoryError: there is no room for a context.
         """
         try:
             self._library = ctypes.CDLL(LIBRARY)
@@ -81,20 +82,22 @@ class Cuda:
             self.calls["cuInit"](0)
             self.calls["cuDeviceGet"](byref(device), 0)
             self.calls["cuDevicePrimaryCtxRetain"](byref(context), device)
+            self._context = context
+            self.enter()
         except (CudaError, AttributeError) as error:
             raise DeviceUnavailableError(f"CUDA does not start: {error}; check the driver with nvidia-smi") from error
-        self._context = context
-        self.enter()
 
     def enter(self) -> None:
         """Have this thread use the device."""
         self.calls["cuCtxSetCurrent"](self._context)
 
     def _function(self, name: str, types: tuple[Any, ...]) -> Callable[..., int]:
-        """A function of the driver, which raises `CudaError` unless it succeeds."""
+        """A function of the driver, which raises `CudaError` or `OutOfMemoryError` unless it succeeds."""
         permitted = {0, _NOT_READY} if name == "cuEventQuery" else {0}
 
         def checked(result: int, *_: object) -> int:
+            if result == _OUT_OF_MEMORY:
+                raise OutOfMemoryError(f"the GPU is out of memory ({name})")
             if result not in permitted:
                 raise CudaError(f"{name}: {self._name(result)}")
             return result
@@ -104,8 +107,6 @@ class Cuda:
         return cast(Callable[..., int], found)
 
     def _name(self, result: int) -> str:
-        if result == _OUT_OF_MEMORY:
-            return "out of memory"
         name = c_char_p()
         self._library.cuGetErrorName(c_int(result), byref(name))
         return name.value.decode() if name.value else f"error {result}"
@@ -186,7 +187,7 @@ class Block:
         """Allocate.
 
         Raises:
-            CudaError: there is no room; the message says "out of memory".
+            OutOfMemoryError: there is no room.
         """
         address = c_uint64()
         cuda.calls["cuMemAlloc_v2"](byref(address), max(1, size))
@@ -205,7 +206,7 @@ class Pinned:
         """Pin whole pages, which must stay where they are.
 
         Raises:
-            CudaError: the driver refuses.
+            CudaError, OutOfMemoryError: the driver refuses.
         """
         cuda.calls["cuMemHostRegister_v2"](address, size, _PORTABLE)
         _when_gone(self, cuda, "cuMemHostUnregister", address)
@@ -213,7 +214,7 @@ class Pinned:
 
 def _when_gone(owner: object, cuda: Cuda, give_back: str, what: int) -> None:
     def given_back() -> None:
-        with suppress(CudaError):  # a device that has failed gives everything back with the process
+        with suppress(CudaError, OutOfMemoryError):  # a device that has failed gives everything back with the process
             cuda.enter()  # whichever thread it is
             cuda.calls[give_back](what)
 

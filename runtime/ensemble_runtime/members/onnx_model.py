@@ -12,7 +12,7 @@ import onnxruntime
 from ensemble_runtime.config import Device, DeviceKind, Member, Precision, TensorSpec
 from ensemble_runtime.devices.binding import threads
 from ensemble_runtime.errors import DeviceUnavailableError, ModelInvalidError
-from ensemble_runtime.members.checks import failure, first_line
+from ensemble_runtime.members.checks import failure, first_line, lacks_memory
 from ensemble_runtime.members.model import Array, as_declared, count_mismatch, dtype_of
 
 _NUMPY_TYPES = {
@@ -102,13 +102,36 @@ def providers(device: Device, stream: int | None = None) -> list[Any]:
     return [("CUDAExecutionProvider", cuda), "CPUExecutionProvider"]
 
 
+def opened(model: bytes | str, device: Device, chosen: Any, stream: int | None = None) -> Any:
+    """A session that computes on a device; where CUDA does not start, ONNX Runtime would go on without it.
+
+    Args:
+        model: Serialised, or its path.
+        device: Where.
+        chosen: Options of the session.
+        stream: The CUDA stream in which it computes.
+
+    Raises:
+        DeviceUnavailableError: a GPU, and this ONNX Runtime has no CUDA, or cannot start it.
+        Exception: whatever ONNX Runtime raises.
+    """
+    lacking = f"{device.name}: ONNX Runtime cannot start CUDA here; check that its CUDA and cuDNN fit"
+    try:
+        session = onnxruntime.InferenceSession(model, chosen, providers=providers(device, stream), enable_fallback=0)
+    except RuntimeError as error:  # of the provider; those of the model have other classes
+        if device.kind is DeviceKind.GPU and not lacks_memory(error):
+            raise DeviceUnavailableError(f"{lacking}: {first_line(error)}") from error
+        raise
+    if device.kind is DeviceKind.GPU and "CUDAExecutionProvider" not in session.get_providers():
+        raise DeviceUnavailableError(lacking)
+    return session
+
+
 def _session(path: Path, device: Device, *, spins: bool) -> Any:
     try:
         # Opened by descriptor, a model has no folder: weights in side files, which no digest covers, are not found.
         with path.open("rb") as file:
-            session = onnxruntime.InferenceSession(
-                f"/proc/self/fd/{file.fileno()}", options(device, spins=spins), providers=providers(device)
-            )
+            return opened(f"/proc/self/fd/{file.fileno()}", device, options(device, spins=spins))
     except DeviceUnavailableError:
         raise
     except Exception as error:  # ONNX Runtime raises a dozen classes without a common base
@@ -119,11 +142,6 @@ def _session(path: Path, device: Device, *, spins: bool) -> Any:
         raise failure(
             error, f"cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {first_line(error)}"
         ) from error
-    if device.kind is DeviceKind.GPU and "CUDAExecutionProvider" not in session.get_providers():
-        raise DeviceUnavailableError(
-            f"{device.name}: ONNX Runtime cannot start CUDA here; check that its CUDA and cuDNN fit"
-        )
-    return session
 
 
 def _matched(what: str, found: Sequence[Any], specs: Sequence[TensorSpec]) -> list[Any]:

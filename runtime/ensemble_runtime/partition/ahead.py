@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ensemble_runtime.devices.cuda import CudaError, Event
 from ensemble_runtime.partition.gates import Bells
-from ensemble_runtime.partition.gpu import Beginning, Computation, Gpu
+from ensemble_runtime.partition.gpu import Computation, Gpu, Uploads
 
 
 class Ahead(NamedTuple):
@@ -27,7 +27,7 @@ class Ahead(NamedTuple):
 
 
 def walk_ahead(
-    beginning: Beginning, steps: Sequence[Ahead], gpu: Gpu, bells: Bells, gates: memoryview, turn: int
+    uploads: Uploads, steps: Sequence[Ahead], gpu: Gpu, bells: Bells, gates: memoryview, turn: int
 ) -> BaseException | None:
     """Have the GPU compute its runs in order; returns when all is done, with what went wrong.
 
@@ -38,7 +38,7 @@ def walk_ahead(
     failure: BaseException | None = None
     try:
         gpu.cuda.enter()
-        beginning.queue()
+        uploads.begin()
     except CudaError as error:
         failure = error
     for wait, computation, tell in steps:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from ensemble_runtime.config import Device, DeviceKind
-from ensemble_runtime.errors import ModelInvalidError, OutOfMemoryError
+from ensemble_runtime.errors import DeviceUnavailableError, ModelInvalidError, OutOfMemoryError
 from ensemble_runtime.members.checks import failure, first_line
 from ensemble_runtime.partition.gpu import Gpu, on_gpu, timed
 from ensemble_runtime.partition.graph import Graph, Placement, Tensor
@@ -332,6 +332,8 @@ class _Chain:
     def _round(self) -> list[float]:
         try:
             return self._times()
+        except DeviceUnavailableError:
+            raise
         except Exception as error:  # ONNX Runtime raises a dozen classes without a common base
             raise failure(error, f"cannot be computed in parts: {first_line(error)}") from error
 

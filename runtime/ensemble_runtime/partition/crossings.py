@@ -2,8 +2,9 @@
 
 ONNX Runtime copies an input to the device that reads it when it is bound, not when it is computed with: so a run on a
 GPU is bound to the GPU's own memory, and what comes from the host is copied there before the run that first reads it.
-Each byte goes up once, however many runs read it, an input when the batch begins; and it comes down once, right after
-the run that made it; what only the GPU writes and reads never crosses.
+Each byte goes up once, however many runs read it: an input when the batch begins, what the other device makes as soon
+as the GPU's process hears of it, though behind what is needed first. It comes down once, right after the run that made
+it; what only the GPU writes and reads never crosses.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from ensemble_runtime.errors import ModelInvalidError
 from ensemble_runtime.partition.memory import Span
 from ensemble_runtime.partition.runs import Run
 
@@ -27,10 +29,12 @@ class Visit:
     """The inputs that are read in the host's memory; all others, and all outputs, are in the GPU's."""
     reads_host: bool
     """Whether a run on the GPU makes one of these, which has to have come down before."""
-    begun: int
-    """How many of the copies with which a batch begins it needs that no earlier run did; 0: none."""
-    up: tuple[Span, ...]
-    """To be copied to the GPU before, besides."""
+    before: int
+    """How many of all copies to the GPU are queued before it."""
+    needs: int
+    """How many of them must have arrived; 0: no more than for the runs before it."""
+    behind: int
+    """How many are queued right behind it: what came with it, and is for later runs."""
     down: tuple[Span, ...]
     """To be copied to the host afterwards."""
 
@@ -41,8 +45,10 @@ class Crossings:
 
     visits: Mapping[int, Visit]
     """By run."""
-    begin: tuple[Span, ...]
-    """To be copied to the GPU when a batch begins, what is needed first before the rest."""
+    up: tuple[Span, ...]
+    """To be copied to the GPU in each batch, in this order."""
+    begin: int
+    """How many of these when a batch begins."""
     once: tuple[Span, ...]
     """What never changes, to be copied to the GPU before the first batch."""
     places: tuple[Span, ...]
@@ -64,6 +70,9 @@ def crossings(
         on_host: By run on the GPU, the inputs that its session reads in the host's memory all the same, such as shapes.
         given: Tensors that the host writes before each batch.
         taken: Tensors that the host reads after each batch.
+
+    Raises:
+        ModelInvalidError: Tensors lie so that they cannot be on a GPU.
     """
     own = [i for i, run in enumerate(runs) if run.device == GPU]
     others = [run for run in runs if run.device != GPU]
@@ -78,34 +87,62 @@ def crossings(
     present: dict[str, list[Span]] = {}
     touched: list[Span] = []
     left: dict[str, list[Span]] = {}
-    begin: list[Span] = []
     once: list[Span] = []
-    visits = {}
+    # By when they can go up (None: when a batch begins, or before a run), the run that needs them first, and what.
+    up: list[tuple[int | None, int, Span]] = []
+    came = _came(runs, span)
+    there: dict[int, tuple[bool, tuple[Span, ...]]] = {}
     for i in own:
-        up: list[Span] = []
-        begun = len(begin)
         for x in reads[i]:
             wanted = whole.get(span(x).buffer, span(x))
-            lacking = _without(wanted, present.setdefault(wanted.buffer, []))
-            (begin if wanted.buffer in begins else up if wanted.buffer in made_elsewhere else once).extend(lacking)
-            present[wanted.buffer] += lacking
+            for lacking in _without(wanted, present.setdefault(wanted.buffer, [])):
+                if wanted.buffer in begins:
+                    up.append((None, i, lacking))
+                elif wanted.buffer in made_elsewhere:
+                    up.append((came(lacking), i, lacking))
+                else:
+                    once.append(lacking)
+                present[wanted.buffer].append(lacking)
             touched.append(wanted)
-        down = []
         for made in map(span, runs[i].outputs):
             present.setdefault(made.buffer, []).append(made)
             touched.append(made)
-            down += [made] if made.size and _overlaps(made, elsewhere) else []
-        visits[i] = Visit(
-            on_host=frozenset(on_host[i]),
-            reads_host=any(_overlaps(span(x), left) for x in on_host[i]),
-            begun=len(begin) if len(begin) > begun else 0,
-            up=tuple(up),
-            down=tuple(down),
-        )
+        down = tuple(y for y in map(span, runs[i].outputs) if y.size and _overlaps(y, elsewhere))
+        there[i] = any(_overlaps(span(x), left) for x in on_host[i]), down
         for made in down:
             left.setdefault(made.buffer, []).append(made)
+    order = sorted(up, key=lambda copy: (-1 if copy[0] is None else copy[0], copy[1]))
+    visits, awaited = {}, 0
+    for i in own:
+        needed = max((count for count, copy in enumerate(order, 1) if copy[1] == i), default=0)
+        visits[i] = Visit(
+            on_host=frozenset(on_host[i]),
+            reads_host=there[i][0],
+            before=sum(when is None or when < i or (when, first) == (i, i) for when, first, _ in order),
+            needs=needed if needed > awaited else 0,
+            behind=sum(when is None or when <= i for when, _, _ in order),
+            down=there[i][1],
+        )
+        awaited = max(awaited, needed)
     places = (place for spans in _by_buffer(touched).values() for place in _places(spans))
-    return Crossings(visits, tuple(begin), tuple(once), tuple(places))
+    begin = sum(when is None for when, _, _ in order)
+    return Crossings(visits, tuple(copy[2] for copy in order), begin, tuple(once), tuple(places))
+
+
+def _came(runs: Sequence[Run], span: Callable[[str], Span]) -> Callable[[Span], int]:
+    """Tells before which run on the GPU it is known that the other device has made something."""
+    made = [(i, span(y)) for i, run in enumerate(runs) if run.device != GPU for y in run.outputs]
+    gates, known = [], -1
+    for i, run in enumerate(runs):
+        if run.device == GPU:
+            known = max(known, -1 if run.waits is None else run.waits)
+            gates.append((known, i))
+
+    def came(wanted: Span) -> int:
+        last = max(i for i, x in made if _overlaps(x, {wanted.buffer: [wanted]}))
+        return next(i for known, i in gates if known >= last)
+
+    return came
 
 
 _LOAD = 16
@@ -114,12 +151,17 @@ Runtime allocates; one that begins elsewhere ends the process's use of the GPU."
 
 
 def _places(spans: Sequence[Span]) -> list[Span]:
-    """Some tensors of a buffer as one place, or a place for each where one would not begin as kernels want it."""
+    """Some tensors of a buffer as one place, or a place for each where one would not begin as kernels want it.
+
+    Raises:
+        ModelInvalidError: Some lie within others, and not as kernels want it.
+    """
     hull = _hull(spans)
     apart = sorted({span for span in spans if span.size}, key=lambda span: span.start)
-    overlap = any(after.start < before.stop for before, after in pairwise(apart))
-    if overlap or all((span.start - hull.start) % _LOAD == 0 for span in apart):
+    if all((span.start - hull.start) % _LOAD == 0 for span in apart):
         return [hull]
+    if any(after.start < before.stop for before, after in pairwise(apart)):
+        raise ModelInvalidError(f"a part of '{hull.buffer}' begins where no kernel of a GPU can be sure to read it")
     return apart
 
 

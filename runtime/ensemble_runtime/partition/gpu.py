@@ -13,6 +13,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from ensemble_runtime.devices.cuda import Block, Copy, Cuda, CudaError, Event, Pinned, Stream
+from ensemble_runtime.errors import DeviceUnavailableError, ModelInvalidError, OutOfMemoryError
 from ensemble_runtime.members.checks import failure, first_line
 from ensemble_runtime.partition.crossings import GPU, Crossings, Visit, crossings
 from ensemble_runtime.partition.memory import Memory, Place, Span
@@ -33,6 +34,7 @@ class Gpu:
 
         Raises:
             DeviceUnavailableError: there is none.
+            OutOfMemoryError: there is no room for a context.
         """
         self.cuda = Cuda()
         self.computing, self.up, self.down = (Stream(self.cuda) for _ in range(3))
@@ -50,19 +52,26 @@ class Gpu:
             stream.finish()
 
 
-class Beginning:
-    """What goes up when a batch begins."""
+class Uploads:
+    """What goes up in a batch, in order."""
 
-    def __init__(self, gpu: Gpu, copies: Sequence[Copy]) -> None:
+    def __init__(self, gpu: Gpu, copies: Sequence[Copy], found: Crossings) -> None:
         """Hold it."""
-        self._gpu = gpu
-        self._copies = [(copy, Event(gpu.cuda)) for copy in copies]
+        self._stream = gpu.up
+        needed = {visit.needs for visit in found.visits.values()}
+        self._copies = [(x, Event(gpu.cuda) if i in needed else None) for i, x in enumerate(copies, 1)]
+        self._begin = found.begin
 
-    def queue(self) -> None:
-        """Have it copied."""
-        for copy, arrived in self._copies:
-            self._gpu.up.up(copy)
-            arrived.record(self._gpu.up)
+    def begin(self) -> None:
+        """Queue what a batch begins with."""
+        self.queue(0, self._begin)
+
+    def queue(self, start: int, stop: int) -> None:
+        """Queue some of the copies."""
+        for copy, arrived in self._copies[start:stop]:
+            self._stream.up(copy)
+            if arrived is not None:
+                arrived.record(self._stream)
 
     def arrived(self, count: int) -> Event | None:
         """Behind the first so many copies; None for none."""
@@ -72,7 +81,9 @@ class Beginning:
 class Computation:
     """A run on a GPU, with what crosses because of it."""
 
-    def __init__(self, gpu: Gpu, run: Callable[[], None], visit: Visit, memory: GpuMemory, begun: Event | None) -> None:
+    def __init__(
+        self, gpu: Gpu, run: Callable[[], None], visit: Visit, memory: GpuMemory, uploads: Uploads, queued: int
+    ) -> None:
         """Hold it.
 
         Args:
@@ -80,28 +91,25 @@ class Computation:
             run: Has it computed there.
             visit: What crosses.
             memory: To which it is bound.
-            begun: Behind what it needs of that with which a batch begins.
+            uploads: Of the batch.
+            queued: How many of these the runs before it have queued.
         """
-        self._gpu, self._run, self._memory, self._begun = gpu, run, memory, begun
-        self._up, self._down = memory.copies(visit.up), memory.copies(visit.down)
-        self._arrived, self._computed = Event(gpu.cuda), Event(gpu.cuda)
-        self.left = Event(gpu.cuda)
-        """Behind the last copy to the host so far."""
-        self._reads_host = visit.reads_host
+        self._gpu, self._run, self._visit, self._memory = gpu, run, visit, memory
+        self._uploads, self._queued, self._needed = uploads, queued, uploads.arrived(visit.needs)
+        self._down = memory.copies(visit.down)
+        self._computed, self.left = Event(gpu.cuda), Event(gpu.cuda)
+        """The latter behind the last copy to the host so far."""
 
     def queue(self) -> None:
         """Have it computed as soon as what is queued before it has been; waits only for what it reads on the host."""
-        gpu = self._gpu
-        if self._reads_host:
+        gpu, visit = self._gpu, self._visit
+        self._uploads.queue(self._queued, visit.before)
+        if visit.reads_host:
             gpu.down.finish()
-        if self._begun is not None:
-            gpu.computing.after(self._begun)
-        if self._up:
-            for copy in self._up:
-                gpu.up.up(copy)
-            self._arrived.record(gpu.up)
-            gpu.computing.after(self._arrived)
+        if self._needed is not None:
+            gpu.computing.after(self._needed)
         self._run()
+        self._uploads.queue(visit.before, visit.behind)
         if self._down:
             self._computed.record(gpu.computing)
             gpu.down.after(self._computed)
@@ -133,8 +141,8 @@ class GpuMemory:
             *((place, block.address) for place, block in self._own),
         ):
             self._at.setdefault(place.buffer, []).append((place, address))
-        crossing = (span for visit in found.visits.values() for span in (*visit.up, *visit.down))
-        self._pinned = pinned_pages(gpu.cuda, self.copies((*found.begin, *crossing)))
+        down = (span for visit in found.visits.values() for span in visit.down)
+        self._pinned = pinned_pages(gpu.cuda, self.copies((*found.up, *down)))
 
     def bind(self, name: str) -> Place:
         """A tensor for an I/O binding."""
@@ -159,7 +167,7 @@ def pinned_pages(cuda: Cuda, copies: Iterable[Copy]) -> list[Pinned]:
     found: list[Pinned] = []
     try:
         found.extend(Pinned(cuda, start, stop - start) for start, stop in _pages(copies))
-    except CudaError as error:
+    except (CudaError, OutOfMemoryError) as error:
         log.warning("tensors cross to the GPU and back by way of a buffer, since memory cannot be pinned: %s", error)
     return found
 
@@ -184,7 +192,7 @@ def on_gpu(
     gpu: Gpu,
     given: Iterable[str],
     taken: Iterable[str],
-) -> tuple[Beginning, dict[int, Computation]]:
+) -> tuple[Uploads, dict[int, Computation]]:
     """Bind the runs on a GPU, ready to compute, and copy there what never changes.
 
     Args:
@@ -196,14 +204,17 @@ def on_gpu(
         taken: As of `crossings`.
 
     Returns:
-        What a batch begins with, and the computations by run.
+        What goes up, and the computations by run.
 
     Raises:
         ModelInvalidError: ONNX Runtime does not bind them, or does not tell where an input is read.
         OutOfMemoryError: There is no room for them.
+        DeviceUnavailableError: The GPU fails.
     """
     try:
         return _bound(runs, sessions, memory, gpu, given, taken)
+    except (DeviceUnavailableError, ModelInvalidError):
+        raise
     except Exception as error:  # ONNX Runtime raises a dozen classes without a common base
         raise failure(error, f"cannot be bound to a GPU: {first_line(error)}") from error
 
@@ -215,7 +226,7 @@ def _bound(
     gpu: Gpu,
     given: Iterable[str],
     taken: Iterable[str],
-) -> tuple[Beginning, dict[int, Computation]]:
+) -> tuple[Uploads, dict[int, Computation]]:
     gpu.cuda.enter()
     own = [i for i, run in enumerate(runs) if run.device == GPU]
     found = crossings(runs, memory.span, {i: _on_host(runs[i], *sessions[i]) for i in own}, given, taken)
@@ -223,12 +234,13 @@ def _bound(
     for copy in there.copies(found.once):
         gpu.up.up(copy)
     gpu.finish()
-    beginning = Beginning(gpu, there.copies(found.begin))
+    uploads, queued = Uploads(gpu, there.copies(found.up), found), found.begin
     computations = {}
     for i, visit in found.visits.items():
         run = _bound_run(runs[i], *sessions[i], memory, there, visit.on_host)
-        computations[i] = Computation(gpu, run, visit, there, beginning.arrived(visit.begun))
-    return beginning, computations
+        computations[i] = Computation(gpu, run, visit, there, uploads, queued)
+        queued = visit.behind
+    return uploads, computations
 
 
 def _bound_run(

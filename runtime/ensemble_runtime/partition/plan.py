@@ -67,10 +67,10 @@ def bound(graph: Graph, program: Program, sessions: Sessions, memory: Memory, gp
 
 def _on_gpu(graph: Graph, program: Program, sessions: Sessions, memory: Memory, gpu: Gpu) -> Walk:
     given = [program.turned[name].name if name in program.turned else name for name in graph.inputs]
-    beginning, computations = on_gpu(program.runs, sessions, memory, gpu, given, graph.outputs)
+    uploads, computations = on_gpu(program.runs, sessions, memory, gpu, given, graph.outputs)
     runs = ((i, program.runs[i], computation) for i, computation in computations.items())
     steps = tuple(Ahead(run.waits, computation, _tells(i, run)) for i, run, computation in runs)
-    return partial(walk_ahead, beginning, steps, gpu)
+    return partial(walk_ahead, uploads, steps, gpu)
 
 
 def _on_cores(program: Program, sessions: Sessions, memory: Memory) -> Walk:

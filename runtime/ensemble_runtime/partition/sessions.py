@@ -21,7 +21,7 @@ from onnx import helper
 from ensemble_runtime.config import Device, DeviceKind
 from ensemble_runtime.errors import DeviceUnavailableError
 from ensemble_runtime.members.checks import failure, first_line
-from ensemble_runtime.members.onnx_model import options, providers
+from ensemble_runtime.members.onnx_model import opened, options
 from ensemble_runtime.partition.graph import Graph, bodies
 from ensemble_runtime.partition.shapes import Array, Found
 
@@ -134,13 +134,13 @@ def open_session(model: bytes | str, device: Device, stream: int | None = None) 
     Raises:
         ModelInvalidError: ONNX Runtime refuses it.
         OutOfMemoryError: it has no room on the device.
-        DeviceUnavailableError: a GPU, and this ONNX Runtime has no CUDA.
+        DeviceUnavailableError: a GPU, and this ONNX Runtime has no CUDA, or cannot start it.
     """
     try:
         chosen = options(device)
         if stream is not None:
             chosen.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        return onnxruntime.InferenceSession(model, chosen, providers=providers(device, stream))
+        return opened(model, device, chosen, stream)
     except DeviceUnavailableError:
         raise
     except Exception as error:  # ONNX Runtime raises a dozen classes without a common base

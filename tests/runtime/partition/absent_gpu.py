@@ -90,6 +90,10 @@ class AbsentGpu:
         """Tensors that runs were bound to, and that do not begin as ONNX Runtime's own do."""
         self.awaited = 0
         """Runs that have waited for their stream."""
+        self.starts = True
+        """Whether CUDA does; where it does not, ONNX Runtime warns and goes on without it."""
+        self.refuses: Exception | None = None
+        """What the provider's constructor raises."""
         self.host_only: set[str] = set()
         """Kinds of operators that only the host computes, within a run of the device."""
         self.at_once = False
@@ -264,10 +268,15 @@ def install(patch: pytest.MonkeyPatch, library: Path) -> AbsentGpu:
     gpu = AbsentGpu(library)
     real = onnxruntime.InferenceSession
 
-    def session(model: Any, options: Any = None, providers: Sequence[Any] = ()) -> Any:
+    def session(model: Any, options: Any = None, providers: Sequence[Any] = (), **more: Any) -> Any:
         found = real(model, options, providers=["CPUExecutionProvider"])
         of_cuda = [provider[1] for provider in providers if provider[0] == "CUDAExecutionProvider"]
         if not of_cuda:
+            return found
+        assert more == {"enable_fallback": 0}, "it would try again without CUDA, and tell so on standard output"
+        if gpu.refuses is not None:
+            raise gpu.refuses
+        if not gpu.starts:
             return found
         stream = of_cuda[0].get("user_compute_stream")
         parsed = onnx.load(model) if isinstance(model, str) else onnx.load_from_string(model)

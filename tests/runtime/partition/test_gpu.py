@@ -31,7 +31,7 @@ from ensemble_runtime.config import (
     PartitionObjective,
     TensorSpec,
 )
-from ensemble_runtime.errors import OutOfMemoryError
+from ensemble_runtime.errors import DeviceUnavailableError, ModelInvalidError, OutOfMemoryError
 from ensemble_runtime.members.onnx_model import OnnxModel
 from ensemble_runtime.partition.agreement import disagreement, drawn, tolerated
 from ensemble_runtime.partition.costs import measured
@@ -169,18 +169,42 @@ def test_what_both_read_comes_down_once_and_what_two_runs_read_goes_up_once(
             assert twice(gpu.up) == twice(gpu.down) == 0
 
 
-def test_an_input_goes_up_when_the_batch_begins_whatever_its_run_waits_for() -> None:
+def test_what_goes_up_does_so_as_soon_as_it_is_known_to_be_there() -> None:
+    """Inputs when the batch begins; what the core has made with the first gate behind it, whoever waits for that."""
     runs = [
-        Run(1, ("core",), ("x",), ("b",), feeds=True),
-        Run(0, ("first",), ("b", "z"), ("c",), waits=0),
-        Run(0, ("second",), ("c", "z", "w"), ("y",)),
+        Run(1, ("core",), ("x",), ("a",)),
+        Run(1, ("core again",), ("x",), ("b",), feeds=True),
+        Run(0, ("first",), ("b", "z"), ("c",), waits=1),
+        Run(1, ("and again",), ("c",), ("d",), waits=2, feeds=True),
+        Run(0, ("second",), ("c", "z", "w"), ("e",)),
+        Run(0, ("last",), ("a", "d", "e"), ("y",), waits=3),
     ]
-    b, w, y, z = (Span(name, 0, 64) for name in "bwyz")
-    found = crossings(runs, lambda name: Span(name, 0, 64), {1: (), 2: ()}, given="xzw", taken="y")
-    assert found.begin == (z, w)
-    first, second = found.visits[1], found.visits[2]
-    assert (first.begun, first.up, first.down) == (1, (b,), ())
-    assert (second.begun, second.up, second.down) == (2, (), (y,))
+    a, b, c, d, w, y, z = (Span(name, 0, 64) for name in "abcdwyz")
+    found = crossings(runs, lambda name: Span(name, 0, 64), {2: (), 4: (), 5: ()}, given="xzw", taken="y")
+    assert (found.up, found.begin) == ((z, w, b, a, d), 2)
+    first, second, last = found.visits[2], found.visits[4], found.visits[5]
+    assert (first.before, first.needs, first.behind, first.down) == (3, 3, 4, (c,))
+    assert (second.before, second.needs, second.behind, second.down) == (4, 0, 4, ())
+    assert (last.before, last.needs, last.behind, last.down) == (5, 5, 5, (y,))
+
+
+@pytest.mark.parametrize(("offset", "fits"), [(64, True), (36, False)])
+def test_a_part_that_begins_oddly_within_what_is_read_as_a_whole_is_not_for_a_gpu(offset: int, fits: bool) -> None:
+    spans = {
+        "x": Span("x", 0, 128),
+        "part": Span("all", offset, 128),
+        "whole": Span("all", 0, 128),
+        "y": Span("y", 0, 128),
+    }
+    runs = [
+        Run(1, ("core",), ("x",), ("whole",), feeds=True),
+        Run(0, ("gpu",), ("part", "whole"), ("y",), waits=0),
+    ]
+    if fits:
+        assert crossings(runs, spans.__getitem__, {1: ()}, given=(), taken="y").places[0] == spans["whole"]
+    else:
+        with pytest.raises(ModelInvalidError, match="part of 'all' begins where no kernel"):
+            crossings(runs, spans.__getitem__, {1: ()}, given=(), taken="y")
 
 
 def test_parts_of_one_buffer_that_both_devices_write(devices: Devices, whole: Any, gpu: AbsentGpu) -> None:
@@ -277,6 +301,27 @@ def test_a_member_is_served_whole_where_an_old_onnx_runtime_does_not_tell_where_
     member, path, inputs, outputs = _member(recurrent_models, tmp_path)
     assert isinstance(split(member, path, inputs, outputs, devices, 2), OnnxModel)
     assert "onnxruntime-gpu 1.27" in caplog.text
+
+
+@pytest.mark.parametrize("refuses", [None, RuntimeError("CUDA failure 35: driver version is insufficient")])
+def test_an_onnx_runtime_that_cannot_start_cuda_is_told_and_nothing_is_computed_elsewhere(
+    recurrent_models: ModuleType, devices: Devices, gpu: AbsentGpu, tmp_path: Path, refuses: Exception | None
+) -> None:
+    """It would go on without the GPU, and write to the GPU's addresses as if they were the host's."""
+    gpu.starts, gpu.refuses = False, refuses
+    graph = parse(recurrent_models.stacked("LSTM", 8, 2, 8), {"x": (2, 8, 8)})
+    with pytest.raises(DeviceUnavailableError, match="gpu0: ONNX Runtime cannot start CUDA here"):
+        Executor(graph, alternating(graph), devices)
+    with pytest.raises(DeviceUnavailableError, match="gpu0: ONNX Runtime cannot start CUDA here"):
+        OnnxModel(*_member(recurrent_models, tmp_path), devices[0])
+
+
+def test_a_gpu_without_room_for_anything_is_told_as_such(
+    recurrent_models: ModuleType, devices: Devices, gpu: AbsentGpu, tmp_path: Path
+) -> None:
+    gpu.limit(64)
+    with pytest.raises(OutOfMemoryError, match="out of memory"):
+        links(devices)
 
 
 def test_lack_of_memory_on_the_gpu_is_told_as_such(
