@@ -38,20 +38,26 @@ class Proof:
     """Whether the bound is reached to within the tolerance; otherwise the number of steps ran out."""
 
 
-def prove_makespan(instance: Instance, *, nodes: int = NODES) -> Proof | None:
-    """The least makespan; None for graphs that are too large."""
+def prove_makespan(instance: Instance, *, nodes: int = NODES, tolerance: float = TOLERANCE) -> Proof | None:
+    """The least makespan, to within a tolerance (the larger, the sooner); None for graphs that are too large."""
     if len(instance.tasks) > MAX_TASKS:
         return None
     start = least_makespan(instance)
-    search = _Tree(instance, start.makespan, nodes)
+    search = _Tree(instance, start.makespan, nodes, tolerance=tolerance)
     search.explore()
     best = Schedule(instance, *search.best) if search.best else start
     complete = search.nodes > 0
-    return Proof(best, best.makespan * (1 - TOLERANCE) if complete else search.root, complete)
+    return Proof(best, best.makespan * (1 - tolerance) if complete else search.root, complete)
 
 
-def prove_bytes(instance: Instance, seconds: float, *, nodes: int = NODES) -> Proof | None:
+def prove_bytes(instance: Instance, seconds: float, *, nodes: int = NODES, tolerance: float = 0.0) -> Proof | None:
     """The least bytes on the scarce device with a makespan of at most `seconds`; None for graphs that are too large.
+
+    Args:
+        instance: The problem.
+        seconds: What a schedule may take.
+        nodes: Steps.
+        tolerance: What is smaller than the search's answer by no more than this fraction is not looked for.
 
     Raises:
         NoScheduleError: No schedule was found that is as quick.
@@ -62,8 +68,8 @@ def prove_bytes(instance: Instance, seconds: float, *, nodes: int = NODES) -> Pr
     able = [[d for d in (0, 1) if instance.able(task, d)] for task in range(len(instance.tasks))]
     sized = sorted((instance.scarce_bytes(device), device) for device in product(*able))
     for size, device in sized:
-        if size >= best.scarce_bytes:
-            break
+        if size >= best.scarce_bytes * (1 - tolerance):
+            return Proof(best, size, complete=True)
         search = _Tree(instance, seconds * (1 + 1e-12), nodes, device)
         if search.root > seconds:
             continue
@@ -81,14 +87,16 @@ def prove_bytes(instance: Instance, seconds: float, *, nodes: int = NODES) -> Pr
 class _Tree:
     """Depth-first, the most promising child first."""
 
-    def __init__(self, instance: Instance, below: float, nodes: int, device: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, instance: Instance, below: float, nodes: int, device: Sequence[int] | None = None, tolerance: float = 0.0
+    ) -> None:
         self._instance = instance
         self._below = below
         self.nodes = nodes
         n = len(instance.tasks)
         every = [tuple(d for d in (0, 1) if instance.able(t, d)) for t in range(n)]
         self._places = every if device is None else [(d,) for d in device]
-        self._tolerance = TOLERANCE if device is None else 0.0
+        self._tolerance = tolerance
         self._tail = self._least_tails()
         self._rest = self._least_rest()
         self._needs = [sum(1 << p for p in instance.predecessors[t]) for t in range(n)]

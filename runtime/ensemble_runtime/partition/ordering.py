@@ -35,21 +35,19 @@ def scheduled(instance: Instance, device: Sequence[int]) -> Schedule:
 
 
 def _exchanged(instance: Instance, device: Sequence[int], order: list[int]) -> list[int]:
-    """Have a task overtake others of its device as long as that helps."""
+    """Have a task overtake others of its device, what it needs with it, where that helps most, as long as it helps."""
     span = times(instance, device, order)[1]
-    improved = True
-    while improved:
-        improved = False
+    best: list[int] | None = order
+    while best is not None:
+        order, best = best, None
         for behind in range(1, len(order)):
             for ahead in range(behind - 1, -1, -1):
-                if device[order[ahead]] != device[order[behind]]:
+                one, other = order[ahead], order[behind]
+                if device[one] != device[other] or instance.descendants[one, other]:
                     continue
-                if instance.descendants[order[ahead], order[behind]]:
-                    break
-                other = _overtaking(instance, order, ahead, behind)
-                if (found := times(instance, device, other)[1]) < span:
-                    order, span, improved = other, found, True
-                    break
+                changed = _overtaking(instance, order, ahead, behind)
+                if (found := times(instance, device, changed)[1]) < span:
+                    span, best = found, changed
     return order
 
 
