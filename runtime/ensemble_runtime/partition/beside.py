@@ -5,6 +5,7 @@ It ends when the process that started it does, however that ends.
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import signal
@@ -172,10 +173,21 @@ class _Second:
         raise self._failure
 
 
-def main(peer: int, own: int, other: int, shared: int) -> None:
+def _end_with(life: int) -> None:
+    """Be killed by the kernel when the other end of a pipe closes, even while stopped, or within a call that hangs.
+
+    A parent-death signal would come when the thread that started this process ends, which may be one of a pool.
+    """
+    fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(life, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def main(peer: int, own: int, other: int, shared: int, life: int) -> None:
     """Be the second device, over these descriptors."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the first process decides when to end
         signal.signal(number, signal.SIG_IGN)
+    _end_with(life)
     give_memory_back()
     control = lines(mmap.mmap(shared, CONTROL_BYTES), CONTROL_BYTES)
     _Second(Connection(peer), Bells(own, other, peer, asleep(control, 1)), control).live()

@@ -50,7 +50,10 @@ class SecondDevice:
         ours, theirs = socket.socketpair()
         own, other = os.eventfd(0), os.eventfd(0)
         self._memory = SharedMemory(CONTROL_BYTES)
-        descriptors = (theirs.fileno(), other, own, self._memory.descriptor)  # what rings here is rung there
+        # Its end of this pipe hangs up when this process is gone: it is told by the kernel, whatever it does then.
+        theirs_of_life, self._life = os.pipe()
+        # What rings here is rung there.
+        descriptors = (theirs.fileno(), other, own, self._memory.descriptor, theirs_of_life)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "ensemble_runtime.partition.beside", *map(str, descriptors)],
             pass_fds=descriptors,
@@ -58,6 +61,7 @@ class SecondDevice:
             stdout=subprocess.DEVNULL,
         )
         theirs.close()
+        os.close(theirs_of_life)
         self._peer = Connection(ours.detach())
         self._descriptors = [own, other]
         self._control = lines(self._memory.map, CONTROL_BYTES)
@@ -124,6 +128,8 @@ class SecondDevice:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        finally:
+            os.close(self._life)
 
     def _ask(self, *order: object, sends: int | None = None) -> None:
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from importlib.metadata import distribution
@@ -196,6 +198,37 @@ def test_without_its_second_process_an_executor_ends_its_own(
         second.kill()
         with pytest.raises(SystemExit):
             both.compute([np.ones((2, 8, 8), np.float32)])
+
+
+@pytest.mark.parametrize("halted", [False, True])
+def test_a_second_process_goes_with_the_first_also_while_it_is_stopped(two_devices: Devices, halted: bool) -> None:
+    """However the first one ends; but not with the thread that started it."""
+    started = subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, two_devices[1].model_dump_json(by_alias=True)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert started.stdout is not None
+    second = psutil.Process(int(started.stdout.readline()))
+    if halted:
+        second.suspend()
+    started.kill()
+    started.communicate()
+    second.wait(5)
+
+
+_HOLDER = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from ensemble_runtime.config import Device
+from ensemble_runtime.partition.second import SecondDevice, SharedMemory
+device = Device.model_validate_json(sys.argv[1])
+with ThreadPoolExecutor(1) as pool:
+    second = pool.submit(SecondDevice, device).result()
+second.bind(SharedMemory(64), 64, ())
+print(second._process.pid, flush=True)
+sys.stdin.read()
+"""
 
 
 def failing_model() -> onnx.ModelProto:
