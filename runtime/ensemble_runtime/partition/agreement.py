@@ -43,7 +43,8 @@ def drawn(whole: Model, inputs: Sequence[TensorSpec], rows: int) -> tuple[Draw, 
         OutOfMemoryError: It fails for lack of memory.
     """
     random = np.random.default_rng(1)
-    batches = [[random_rows(spec, rows, 1, random) for spec in inputs] for _ in range(_DRAWS)]
+    sizes = [rows] * _DRAWS + [1] * (rows > 1)  # of one row, parts begin where they do for no full batch
+    batches = [[random_rows(spec, size, 1, random) for spec in inputs] for size in sizes]
     try:
         return tuple(Draw(batch, whole.predict(batch)) for batch in batches)
     except EnsembleError:

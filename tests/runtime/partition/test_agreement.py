@@ -57,6 +57,13 @@ class Stale:
 WHOLE = Computing(np.tanh)
 
 
+def test_parts_that_are_wrong_for_one_row_alone_do_not_agree() -> None:
+    """Whose tensors begin elsewhere than those of a full batch."""
+    parts = Computing(lambda x: np.tanh(x) + (len(x) == 1))
+    why = disagreement(parts, drawn(WHOLE, INPUTS, 8), 1e-4)
+    assert why is not None and "batch 3 of 3" in why
+
+
 def test_parts_that_answer_alike_may_serve() -> None:
     rounded = Computing(lambda x: np.tanh(x) + np.float32(1e-6))
     assert disagreement(rounded, drawn(WHOLE, INPUTS, 3), 1e-4) is None
@@ -64,7 +71,7 @@ def test_parts_that_answer_alike_may_serve() -> None:
 
 def test_what_stood_there_first_is_right_once() -> None:
     why = disagreement(Stale(), drawn(WHOLE, INPUTS, 3), 2e-2)
-    assert why is not None and "batch 2 of 2" in why
+    assert why is not None and "batch 2 of 3" in why
 
 
 def test_a_wrong_number_in_one_place_is_found() -> None:
@@ -150,7 +157,7 @@ def test_a_member_is_served_whole_where_its_parts_disagree(
     try:
         assert isinstance(model, OnnxModel if wrong else PartitionedModel)
         said = [record.getMessage() for record in caplog.records]
-        assert [bool("batch 2 of 2" in text) for text in said] == [True] * wrong
+        assert [bool("batch 2 of 3" in text) for text in said] == [True] * wrong
         x = np.random.default_rng(0).normal(size=(2, 16, 16)).astype(np.float32)
         alone = OnnxModel(member, path, inputs, outputs, two_devices[0])
         np.testing.assert_allclose(model.predict([x])[0], alone.predict([x])[0], rtol=1e-5, atol=1e-6)
