@@ -9,7 +9,7 @@ from typing import Any
 
 from ensemble_operator.cli.output import Output, emit, figure, grid
 from ensemble_operator.cli.partition_chart import gantt
-from ensemble_operator.cli.partition_page import page
+from ensemble_operator.cli.partition_page import above_best, page
 from ensemble_operator.inventory.device import Device
 from ensemble_operator.inventory.local import local_devices
 from ensemble_operator.inventory.runtime_command import records
@@ -113,8 +113,7 @@ def _shown(name: str, found: Mapping[str, Any]) -> Any:
     rows.append(_row("chosen", found["choice"]))
     told = _compared(found)
     if "gap" in found:
-        gap = found["gap"]
-        told.append(f"{gap['fraction']:.2%} above the {'proven best' if gap['proven'] else 'best that was found'}")
+        told.append(above_best(found["gap"]))
     columns = ["schedule", "time steps a chunk", "ms", f"MiB on {devices[0]}", f"MiB on {devices[1]}"]
     curve = [[figure(point["makespanMs"]), figure(point["scarceBytes"] / MIB)] for point in found["curve"]]
     parts = [

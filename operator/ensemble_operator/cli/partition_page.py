@@ -25,7 +25,7 @@ def page(name: str, found: Mapping[str, Any]) -> str:
         for title, point in rows
     )
     heads = "".join(f"<th>{escape(h)}</th>" for h in ("", "ms", f"MiB on {devices[0]}", f"MiB on {devices[1]}"))
-    gap = f"<p>{found['gap']['fraction']:.2%} above the best of this graph.</p>" if "gap" in found else ""
+    gap = f"<p>{above_best(found['gap'])}.</p>" if "gap" in found else ""
     simulated = f"<p>{escape(devices[0])} is simulated: its costs were stated, not measured.</p>"
     return _PAGE.format(
         title=escape(name),
@@ -35,6 +35,11 @@ def page(name: str, found: Mapping[str, Any]) -> str:
         bars=_bars(devices, found),
         curve=_curve(found["curve"]),
     )
+
+
+def above_best(gap: Mapping[str, Any]) -> str:
+    """How far a schedule is from the best."""
+    return f"{gap['fraction']:.2%} above the {'proven best' if gap['proven'] else 'best that was found'}"
 
 
 def _bars(devices: Sequence[str], found: Mapping[str, Any]) -> str:

@@ -158,7 +158,8 @@ def test_bars_are_as_long_as_they_take() -> None:
 
 
 def test_names_cannot_break_out_of_the_page() -> None:
-    html = page("<b>x</b>", FOUND)
+    html = page("<b>x</b>", FOUND | {"gap": {"fraction": 0.012, "proven": False}})
+    assert "1.20% above the best that was found." in html
     assert "<b>" not in html
     assert "lstm<1>" not in html
     assert "lstm&lt;1&gt;" in html
