@@ -47,6 +47,38 @@ class Life:
         return pause
 
 
+class EarlyDeaths:
+    """Deaths of processes that the forge has forked and not told of yet.
+
+    Only while it is asked for one: whoever else ends is an orphan that the supervisor has adopted, as the process of a
+    partition's second device is. Remembered, its death would be that of a later process that is given the same pid.
+    """
+
+    def __init__(self) -> None:
+        """None."""
+        self._statuses: dict[int, int] = {}
+
+    def note(self, pid: int, status: int, lives: Mapping[str, Life]) -> None:
+        """A process has ended that has no role."""
+        if _asked(lives):
+            self._statuses[pid] = status
+
+    def of(self, pid: int, lives: Mapping[str, Life]) -> int | None:
+        """With which status a process has ended that has been given its role now; None: it has not."""
+        status = self._statuses.pop(pid, None)
+        if not _asked(lives):
+            self.forget()
+        return status
+
+    def forget(self) -> None:
+        """The forge is gone, and tells of nothing any more."""
+        self._statuses.clear()
+
+
+def _asked(lives: Mapping[str, Life]) -> bool:
+    return any(life.asked for life in lives.values())
+
+
 def hanging(arena: Arena, lives: Mapping[str, Life], *, started: bool) -> Iterator[int]:
     """Pids of processes that stay stopped, or compute, combine or start for longer than the configuration allows.
 

@@ -25,7 +25,7 @@ from ensemble_runtime.pipeline import forge, repair
 from ensemble_runtime.pipeline.arena import FAILED, READY, SERVICES, STARTING, Arena
 from ensemble_runtime.pipeline.children import described, error_of, kill, run_child, startup_error
 from ensemble_runtime.pipeline.combination import combine_until_killed
-from ensemble_runtime.pipeline.lives import COMBINER, FORGE, GATEWAY, Life, hanging
+from ensemble_runtime.pipeline.lives import COMBINER, FORGE, GATEWAY, EarlyDeaths, Life, hanging
 from ensemble_runtime.pipeline.prediction import predict_until_killed
 from ensemble_runtime.pipeline.preparation import check_tokens, fetch_models, listen
 from ensemble_runtime.pipeline.remote import hand_over_until_killed
@@ -85,8 +85,7 @@ class Supervisor:
     _lives: dict[str, Life] = field(init=False)
     _channel: socket.socket | None = None
     _forge_ready: bool = False
-    _early_deaths: dict[int, int] = field(default_factory=dict)
-    """Deaths of processes whose pid the forge has not told yet."""
+    _early_deaths: EarlyDeaths = field(default_factory=EarlyDeaths)
     _port: int = field(init=False)
     _started: bool = False
     _disowning: bool = False
@@ -257,8 +256,8 @@ class Supervisor:
         elif message:
             role, pid = message.decode().split()
             self._born(role, int(pid))
-            if int(pid) in self._early_deaths:
-                self._died(role, self._early_deaths.pop(int(pid)))
+            if (status := self._early_deaths.of(int(pid), self._lives)) is not None:
+                self._died(role, status)
         else:
             self._channel.close()
             self._channel = None
@@ -278,7 +277,7 @@ class Supervisor:
                 if role is not None:
                     self._lives[role].stopped = time.monotonic() if os.WIFSTOPPED(status) else None
             elif role is None:
-                self._early_deaths[pid] = status
+                self._early_deaths.note(pid, status, self._lives)
             else:
                 self._died(role, status)
 
@@ -323,7 +322,7 @@ class Supervisor:
         if self._channel:
             self._channel.close()
             self._channel = None
-        self._early_deaths.clear()
+        self._early_deaths.forget()
         for life in self._lives.values():
             life.asked = False
 
