@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -19,6 +20,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 Serve = Callable[[dict[str, Any]], Any]
 STEPS, FEATURES, HIDDEN = 16, 24, 32
+CORES = sorted(os.sched_getaffinity(0))
+ROLE = f"stack@core-{CORES[0]}"
+SECOND_ONLY = {"objective": "Memory", "latencyMs": 0.001}
+"""With no bytes booked on the first device, all is on the second."""
+
+pytestmark = pytest.mark.skipif(len(CORES) < 2, reason="two devices need two cores")
 
 
 @pytest.fixture
@@ -45,45 +52,44 @@ def stack(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("partition", [{"objective": "Latency"}, {"objective": "Memory", "latencyMs": 0.001}])
-def test_a_partitioned_member_serves(serve: Serve, stack: Path, partition: dict[str, Any]) -> None:
-    """Also one that is slower than it was to be, as beside neighbours that compute: with the bytes that are booked."""
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        pytest.skip("two devices need two cores")
+def on_two_cores(stack: Path, partition: dict[str, Any]) -> dict[str, Any]:
     devices = [
         {"name": f"core-{core}", "kind": "CPU", "type": "cpu-1", "memoryBytes": 1 << 30, "cores": [core]}
-        for core in cores[:2]
+        for core in CORES[:2]
     ]
     first, second = (device["name"] for device in devices)
-    booked = {"scarceBytes": 0} if partition["objective"] == "Memory" else {}
+    booked = {"scarceBytes": 0} if partition == SECOND_ONLY else {}
     model = {"uri": stack.as_uri(), "format": "ONNX"}
-    server = serve(
-        {
-            "name": "ensemble",
-            "members": [{"name": "stack", "model": model, "partition": partition}],
-            "inputs": [{"name": "x", "datatype": "FP32", "shape": [STEPS, FEATURES]}],
-            "outputs": [{"name": "y", "datatype": "FP32", "shape": [HIDDEN]}],
-            "combination": {"rule": "Mean", "predictions": "Values"},
-            "devices": devices,
-            "cells": [{"device": first, "secondDevice": second, "member": "stack", "batchSize": 4} | booked],
-            "listen": {"port": 0},
-        }
-    )
+    return {
+        "name": "ensemble",
+        "members": [{"name": "stack", "model": model, "partition": partition}],
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [STEPS, FEATURES]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [HIDDEN]}],
+        "combination": {"rule": "Mean", "predictions": "Values"},
+        "devices": devices,
+        "cells": [{"device": first, "secondDevice": second, "member": "stack", "batchSize": 4} | booked],
+        "listen": {"port": 0},
+    }
+
+
+def check(server: Any, whole: onnxruntime.InferenceSession) -> None:
+    for rows in (1, 4, 3, 9):
+        x = np.random.default_rng(rows).normal(size=(rows, STEPS, FEATURES)).astype(np.float32)
+        np.testing.assert_allclose(server.infer(x), whole.run(None, {"x": x})[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("partition", [{"objective": "Latency"}, SECOND_ONLY])
+def test_a_partitioned_member_serves(serve: Serve, stack: Path, partition: dict[str, Any]) -> None:
+    """Also one that is slower than it was to be, as beside neighbours that compute: with the bytes that are booked."""
+    server = serve(on_two_cores(stack, partition))
     whole = onnxruntime.InferenceSession(str(stack), providers=["CPUExecutionProvider"])
-
-    def check() -> None:
-        for rows in (1, 4, 3, 9):
-            x = np.random.default_rng(rows).normal(size=(rows, STEPS, FEATURES)).astype(np.float32)
-            np.testing.assert_allclose(server.infer(x), whole.run(None, {"x": x})[0], rtol=1e-5, atol=1e-6)
-
-    check()
-    if booked:
+    check(server, whole)
+    if partition == SECOND_ONLY:
         lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
         (told,) = (line for line in lines if line["message"] == "member partitioned")
         assert told["weight_bytes"][0] == 0
     for victim in ("the cell", "its second process"):
-        pid = server.pid(f"stack@{first}")
+        pid = server.pid(ROLE)
         second = next(iter(psutil.Process(pid).children()), None)
         if victim == "the cell":
             os.kill(pid, signal.SIGKILL)
@@ -94,10 +100,34 @@ def test_a_partitioned_member_serves(serve: Serve, stack: Path, partition: dict[
         else:
             assert partition["objective"] == "Latency"
             break
-        server.until(lambda pid=pid: server.pid(f"stack@{first}") not in (None, pid))
+        server.until(lambda pid=pid: server.pid(ROLE) not in (None, pid))
         server.until(lambda: server.ready()[0])
         server.until(lambda second=second: second is None or not second.is_running())
-        check()
+        check(server, whole)
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(30) == 0
     server.assert_gone()
+
+
+def test_a_cell_whose_second_process_hangs_is_replaced_and_never_by_another_file(serve: Serve, stack: Path) -> None:
+    server = serve(on_two_cores(stack, SECOND_ONLY) | {"serving": {"memberTimeoutMs": 1000}})
+    right = stack.read_bytes()
+    whole = onnxruntime.InferenceSession(right, providers=["CPUExecutionProvider"])
+    check(server, whole)
+    pid = server.pid(ROLE)
+    (second,) = psutil.Process(pid).children()
+    second.suspend()
+    check(server, whole)  # late, by the cell that has taken its place
+    assert server.pid(ROLE) not in (None, pid)
+    assert not psutil.pid_exists(pid)
+    server.until(lambda: not second.is_running())
+
+    other = right.replace(b"stack", b"stock")  # the graph's name
+    stack.write_bytes(other)
+    pid = server.pid(ROLE)
+    os.kill(pid, signal.SIGKILL)
+    server.until(lambda: "was overwritten" in server.ready()[1])
+    assert all(hashlib.sha256(content).hexdigest() in server.ready()[1] for content in (right, other))
+    stack.write_bytes(right)
+    server.until(lambda: server.ready()[0])
+    check(server, whole)
