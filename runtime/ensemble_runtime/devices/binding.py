@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from pathlib import Path
 
 from ensemble_runtime.config import Device, DeviceKind, core_count
 from ensemble_runtime.errors import DeviceUnavailableError
@@ -37,6 +39,30 @@ def bind(device: Device) -> str:
             return _bind_cores(device)
         case DeviceKind.SIMULATED:
             return f"simulated {device.type}"
+
+
+def leave_cores(first: Device, second: Device) -> set[int]:
+    """Keep this thread, and those that it starts, off the cores of a partition's second device.
+
+    A process that has a GPU is bound to no core, and spins while it waits for the other one: it must not do so where
+    that one computes. Where it may run nowhere else, it stays. A process that is bound to cores has its own.
+
+    Returns:
+        The cores that are left to the second device, which this thread might use before.
+    """
+    before = os.sched_getaffinity(0)
+    left = before & set(second.cores)
+    if first.kind is not DeviceKind.GPU or not left or left == before:
+        return set()
+    os.sched_setaffinity(0, before - left)
+    return left
+
+
+def take_cores(cores: set[int]) -> None:
+    """Let all threads of this process run on these cores as well, which nobody else uses after all."""
+    for thread in Path("/proc/self/task").iterdir() if cores else ():
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.sched_setaffinity(int(thread.name), os.sched_getaffinity(int(thread.name)) | cores)
 
 
 def _bind_gpu(device: Device) -> str:

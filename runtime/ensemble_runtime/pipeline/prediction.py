@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ensemble_runtime.config import DeviceKind
-from ensemble_runtime.devices.binding import bind
+from ensemble_runtime.devices.binding import bind, leave_cores, take_cores
 from ensemble_runtime.devices.simulated import SimulatedClock
 from ensemble_runtime.errors import EnsembleError, ModelInvalidError
 from ensemble_runtime.members.checks import bad_rows, check_outputs, first_line, warm_up
@@ -154,11 +154,14 @@ class _Worker:
 
             model = load(member, path, config.inputs, config.outputs, device)
         else:
-            from ensemble_runtime.partition.model import load_partitioned
+            from ensemble_runtime.partition.model import PartitionedModel, load_partitioned
 
+            left = leave_cores(device, second)
             devices = (device, second)
             booked = config.cells[self._cell].scarce_bytes
             model = load_partitioned(member, path, config.inputs, config.outputs, devices, self._batch_size, booked)
+            if not isinstance(model, PartitionedModel):  # the whole one may serve on those cores
+                take_cores(left)
         self._arena.state[self._cell] = WARMING
         warm_up(self._name, model, config.inputs, config.outputs, self._batch_size)
         return model

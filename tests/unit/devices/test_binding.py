@@ -103,3 +103,43 @@ def test_a_simulated_device_binds_to_nothing():
     observed, _, affinity, _, _ = json.loads(bound(code(device)).stdout)
     assert observed == "simulated sim"
     assert affinity == before
+
+
+LEAVING = """
+import json, os, sys, threading
+from ensemble_runtime.config import Device
+from ensemble_runtime.devices.binding import leave_cores, take_cores
+first, second = map(Device.model_validate, json.loads(sys.argv[1]))
+asked, found = threading.Event(), []
+seen = [sorted(os.sched_getaffinity(0))]
+left = leave_cores(first, second)
+seen.append(sorted(os.sched_getaffinity(0)))
+thread = threading.Thread(target=lambda: (asked.wait(), found.append(sorted(os.sched_getaffinity(0)))))
+thread.start()
+seen.append(sorted(os.sched_getaffinity(thread.native_id)))
+take_cores(left)
+asked.set()
+thread.join()
+print(json.dumps([*seen, *found]))
+"""
+
+
+def leaving(first: dict, second: dict) -> list[list[int]]:
+    """Cores at first, once those of a second device are left, those of a new thread then, and once they are taken."""
+    command = [sys.executable, "-c", LEAVING, json.dumps([first, second])]
+    found: list[list[int]] = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
+    return found
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs a core besides")
+def test_a_gpu_process_leaves_the_second_devices_cores_and_takes_them_back():
+    before, left, threads, taken = leaving(gpu(), cpu(CORE))
+    assert left == threads == [core for core in before if core != CORE]
+    assert taken == before
+
+
+@pytest.mark.parametrize("first", [gpu(), cpu(CORE)], ids=["nowhere else to run", "bound to cores"])
+def test_other_processes_stay_where_they_are(first):
+    second = cpu(*os.sched_getaffinity(0)) if first == gpu() else cpu(CORE)
+    before, *others = leaving(first, second)
+    assert others == [before] * 3
