@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,13 @@ from ensemble_runtime.config import (
 )
 from ensemble_runtime.devices.binding import bind
 from ensemble_runtime.devices.working_memory import give_memory_back
-from ensemble_runtime.errors import ManifestError, ModelInvalidError
+from ensemble_runtime.errors import ManifestError, ModelInvalidError, OutOfMemoryError
 from ensemble_runtime.members.checks import first_line
 from ensemble_runtime.members.storage import fetch
 from ensemble_runtime.partition.graph import Graph, Tensor, parse
 from ensemble_runtime.partition.held import Cell, Held, held
 from ensemble_runtime.partition.instance import SCARCE
-from ensemble_runtime.partition.planning import LOWER, Choice, Costs, Planned, chosen, ways
+from ensemble_runtime.partition.planning import LOWER, Choice, Costs, Opened, Planned, chosen, ways
 from ensemble_runtime.partition.schedule import NoScheduleError
 from ensemble_runtime.partition.second import PROCESS_BYTES
 from ensemble_runtime.partition.simulation import SimulatedGpu
@@ -98,7 +100,7 @@ def partition(request: PartitionRequest, cache: Path) -> Iterator[dict[str, Any]
         graph = parse(model, _shapes(model, request, rows))
         try:
             planned, ran, threads = _in_time(graph, wanted, costs, request)
-        except NoScheduleError as error:
+        except OutOfMemoryError as error:  # or there is no schedule as quick
             if rows == request.batch_sizes[0]:
                 raise
             log.warning("%s rows: %s; larger batches are not measured", rows, error)
@@ -140,26 +142,54 @@ def _with_what_is_held(planned: Mapping[str, Any], found: Held, on_gpu: bool) ->
 def _in_time(
     graph: Graph, wanted: Partition, costs: Costs, request: PartitionRequest
 ) -> tuple[Planned, float | None, float | None]:
-    """A plan that keeps `latencyMs` also when it is run; the seconds that it takes, and those of threads.
+    """A plan that has room and keeps `latencyMs` also when it is run; the seconds that it takes, and those of threads.
 
     Raises:
         NoScheduleError: Nothing that was found is as quick.
+        OutOfMemoryError: Memory runs out, with less than was counted, too.
         EnsembleError: The graph cannot be measured.
     """
+    measured, costs, lacking = ways(graph, costs), copy(costs), ""
+    for _ in range(1 + LOWER):
+        try:
+            return _run_in_time(measured, wanted, costs, request)
+        except NoScheduleError:
+            if not lacking:
+                raise
+            break
+        except OutOfMemoryError as error:
+            lacking = str(error)
+            log.warning("planned again with less room: %s", lacking)
+    raise OutOfMemoryError(lacking)
+
+
+def _run_in_time(
+    measured: Sequence[Opened], wanted: Partition, costs: Costs, request: PartitionRequest
+) -> tuple[Planned, float | None, float | None]:
+    """The same by the bytes that are counted; where memory runs out all the same there is less room from then on."""
     limit = math.inf if wanted.latency_ms is None else wanted.latency_ms / 1000
 
     def run(planned: Planned) -> float | None:
         choice = planned.choice
         if not choice.beside or request.simulated:
             return None
-        return executed(choice.opened.graph, choice.placement, request.devices)
+        try:
+            return executed(choice.opened.graph, choice.placement, request.devices)
+        except OutOfMemoryError:
+            costs.lower(choice)
+            raise
 
-    measured = ways(graph, costs)
     if wanted.objective is PartitionObjective.LATENCY:
         planned = chosen(measured, Partition(objective=wanted.objective), costs, chart=request.chart)
-        ran = run(planned)
+        try:
+            ran = run(planned)
+        except ModelInvalidError as error:
+            if (whole := planned.baselines[SCARCE]) is None:
+                raise
+            log.warning("a partition is left out: %s", error)
+            planned, ran = replace(planned, choice=whole), None
         quick = not request.simulated and able(request.devices)
-        threads = threaded(graph, request.devices) if quick else None
+        threads = threaded(measured[0].graph, request.devices) if quick else None
         least = _served(planned, wanted, ran, threads)[0]
         if least > limit:
             raise _too_slow(least, limit)

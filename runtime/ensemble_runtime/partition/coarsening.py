@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from heapq import heapify, heappop, heappush
 
 from ensemble_runtime.partition.instance import Flow, Instance, Task
@@ -67,7 +68,7 @@ def merged(instance: Instance, groups: Groups) -> Instance:
         consumers = tuple(sorted({group_of[c] for c in flow.consumers} - {producer}))
         if consumers or flow.output:
             flows.append(Flow(flow.name, flow.bytes, producer, consumers, flow.output))
-    return Instance(tasks, tuple(flows), instance.weights, instance.links, instance.home)
+    return replace(instance, tasks=tasks, flows=tuple(flows))
 
 
 def _sum(tasks: Sequence[Task]) -> Task:

@@ -15,7 +15,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -55,8 +55,10 @@ class Measured:
     """With the other device computing as well; the same as `alone` where that was not measured."""
 
 
-def instance(graph: Graph, seconds: tuple[Seconds, Seconds], links: tuple[Link, Link], home: int | None) -> Instance:
-    """The scheduling problem of a graph, operator by operator."""
+def instance(
+    graph: Graph, seconds: tuple[Seconds, Seconds], links: tuple[Link, Link], home: int | None, *, on_gpu: bool = False
+) -> Instance:
+    """The scheduling problem of a graph, operator by operator; with `on_gpu` the scarce device is one that is there."""
     index = {operator.name: i for i, operator in enumerate(graph.operators)}
     tasks = tuple(
         Task(
@@ -77,7 +79,17 @@ def instance(graph: Graph, seconds: tuple[Seconds, Seconds], links: tuple[Link, 
         )
         for name, tensor in graph.tensors.items()
     )
-    return Instance(tasks, flows, graph.weights, links, home)
+    return Instance(tasks, flows, graph.weights, links, home, frozenset(_twice(graph, index) if on_gpu else ()))
+
+
+def _twice(graph: Graph, names: Iterable[str]) -> set[str]:
+    """Weights of some operators that a GPU holds twice.
+
+    ONNX Runtime's recurrent operators on CUDA arrange constant W, R and B anew for cuDNN and keep that, beside the
+    weights themselves (`core/providers/cuda/rnn/cudnn_rnn_base.cc`, CacheCudnnRnnWeights).
+    """
+    recurrent = [graph.nodes[name] for name in names if graph.nodes[name].op_type in _GATES]
+    return {weight for node in recurrent for weight in node.input[1:4] if weight in graph.weights}
 
 
 def workspace(graph: Graph, name: str) -> int:
@@ -188,12 +200,16 @@ def _alone(graph: Graph, device: Device, room: float) -> Seconds:
 
 
 def _held(graph: Graph, names: Sequence[str]) -> int:
-    """Bytes that some operators take while they are measured: weights, all tensors, and workspace."""
+    """Bytes of a GPU that some operators take while they are measured: weights, all tensors, and workspace."""
     chosen = [graph.by_name[name] for name in names]
     weights = {weight for operator in chosen for weight in operator.weights}
     tensors = {x for operator in chosen for x in (*operator.inputs, *operator.outputs)}
     most = max((workspace(graph, name) for name in names), default=0)
-    return sum(graph.weights[x] for x in weights) + sum(graph.tensors[x].bytes for x in tensors) + most
+    return (
+        sum(graph.weights[x] for x in (*weights, *_twice(graph, names)))
+        + sum(graph.tensors[x].bytes for x in tensors)
+        + most
+    )
 
 
 def _one_kind(graph: Graph, names: Sequence[str], own: Mapping[str, Array], device: Device) -> Seconds:

@@ -3,7 +3,7 @@
 Device 0 is the scarce one (a GPU, or the first of two sets of cores), device 1 the other. A tensor crosses to the other
 device at most once; it takes the link's latency and its bytes' time, and does not wait for other tensors: those of
 recurrent models are small. Bytes of the scarce device are its weights, each counted once, and the most that its tensors
-and workspace take at once when tasks run in the graph's order.
+and workspace take at once when tasks run in the graph's order. On a GPU weights of recurrent operators count twice.
 """
 
 from __future__ import annotations
@@ -73,6 +73,8 @@ class Instance:
     """From device 0 to device 1, and back."""
     home: int | None = None
     """The device whose memory holds the graph's inputs and is to hold its outputs; None: both devices reach them."""
+    twice: frozenset[str] = frozenset()
+    """Weights that the scarce device holds twice."""
 
     def __post_init__(self) -> None:
         for flow in self.flows:
@@ -171,4 +173,5 @@ class Instance:
         for task, on, delta in zip(self.tasks, here, change, strict=False):
             live += delta
             peak = max(peak, live + task.workspace if on else live)
-        return sum(self.weights[name] for name in held) + peak
+        again = held & self.twice if which == SCARCE else ()
+        return sum(self.weights[name] for name in (*held, *again)) + peak

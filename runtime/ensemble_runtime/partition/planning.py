@@ -131,7 +131,8 @@ class Costs:
         """Bytes of the scarce device."""
         self.links = (simulated.link, simulated.link) if simulated else links(devices, self.room)
         # A GPU's inputs come from the host; with two sets of cores the caller's thread is the first one's.
-        self._home = OTHER if simulated or devices[0].kind is DeviceKind.GPU else SCARCE
+        self._on_gpu = devices[0].kind is DeviceKind.GPU and not simulated
+        self._home = OTHER if simulated or self._on_gpu else SCARCE
 
     def of(self, graph: Graph, steps: int | None) -> Opened:
         """Open a graph and measure it."""
@@ -144,7 +145,7 @@ class Costs:
         else:
             first, second = measured(graph, self.devices, self.room)
             seconds = ((first.busy, second.busy), (first.alone, second.alone))
-        busy, alone = (instance(graph, pair, self.links, self._home) for pair in seconds)
+        busy, alone = (instance(graph, pair, self.links, self._home, on_gpu=self._on_gpu) for pair in seconds)
         groups = coarse(busy, max(link.latency for link in self.links))
         return Opened(graph, steps, groups, merged(busy, groups), merged(alone, groups), seconds[1][1])
 
@@ -155,7 +156,7 @@ class Costs:
             return None
         changed, placement = found
         seconds = measured_in_place(changed, placement, self.devices, {})
-        tied = instance(changed, seconds, self.links, self._home)
+        tied = instance(changed, seconds, self.links, self._home, on_gpu=self._on_gpu)
         groups = coarse(tied, max(link.latency for link in self.links))
         busy = merged(tied, groups)
         device = tuple(int(not busy.able(task, SCARCE)) for task in range(len(groups)))
@@ -168,7 +169,7 @@ class Costs:
             return choice
         way = choice.opened
         seconds = measured_in_place(way.graph, choice.placement, self.devices, way.shares)
-        busy = merged(instance(way.graph, seconds, self.links, self._home), way.groups)
+        busy = merged(instance(way.graph, seconds, self.links, self._home, on_gpu=self._on_gpu), way.groups)
         return Choice(way, replace(choice.schedule, instance=busy))
 
     def fit(self, choice: Choice) -> bool:

@@ -8,6 +8,7 @@ as the real one where a partition depends on it, which is told by its sources:
   is there. Only what is bound where it is read is read anew by every run.
 - `core/providers/cuda/cuda_execution_provider.cc`, `user_compute_stream`: runs are queued in that stream; they are
   awaited unless the run's options say `disable_synchronize_execution_providers`.
+- `core/providers/cuda/rnn/cudnn_rnn_base.cc`: weights of recurrent operators are there twice.
 - Lengths, shapes and the like are read on the host, when the run is queued, by operators that compute on the GPU.
 
 Memory of the device begins as NaN, and whatever is read of the host's as if it were the device's, or the other way
@@ -203,7 +204,8 @@ class Session:
         self.on_host = {name for name, places in readers.items() if all(places)}
         for name in ("get_inputs", "get_outputs", "run"):
             setattr(self, name, getattr(real, name))
-        weights = sum(x.ByteSize() for x in model.graph.initializer)
+        cached = {x for node in model.graph.node if node.op_type in {"GRU", "LSTM", "RNN"} for x in node.input[1:4]}
+        weights = sum(x.ByteSize() * (1 + (x.name in cached)) for x in model.graph.initializer)
         gc.collect()  # what nobody has any more is given back
         if not gpu.stub.stub_take(weights):
             raise RuntimeError(f"Failed to allocate memory for requested buffer of size {weights}")

@@ -39,6 +39,12 @@ def test_weights_count_once_however_many_chunks_share_them(small_stack: Graph) -
     weights = sum(small_stack.weights.values())
     everything = problem.scarce_bytes((0,) * len(graph.operators))
     assert weights <= everything < 1.5 * weights
+    there = instance(graph, (seconds, seconds), (Link(0, 0), Link(0, 0)), None, on_gpu=True)
+    recurrent = {x for o in graph.operators if o.op_type == "LSTM" for x in graph.nodes[o.name].input[1:4]}
+    again = sum(graph.weights[x] for x in recurrent)
+    assert weights / 2 < again
+    assert there.scarce_bytes((0,) * len(graph.operators)) == everything + again, "a GPU has them in a second order"
+    assert there.device_bytes((1,) * len(graph.operators), 1) == problem.device_bytes((1,) * len(graph.operators), 1)
 
 
 def test_gates_of_all_steps_are_workspace(small_stack: Graph) -> None:

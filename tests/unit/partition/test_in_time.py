@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +23,7 @@ from ensemble_runtime.config import (
     PartitionObjective,
     TensorSpec,
 )
+from ensemble_runtime.errors import EnsembleError, ModelInvalidError, OutOfMemoryError
 from ensemble_runtime.partition import answer, planning
 from ensemble_runtime.partition.answer import PartitionRequest, partition
 from ensemble_runtime.partition.costs import Measured
@@ -58,17 +60,22 @@ def slower(monkeypatch: pytest.MonkeyPatch, factor: float) -> list[float]:
     return asked
 
 
+def beside_a_gpu(models: ModuleType, two_cores: Devices, patch: pytest.MonkeyPatch) -> tuple[Graph, Costs, Opened]:
+    """Four layers, and a simulated GPU on which each takes a quarter of a millisecond."""
+    gpu = Device(name="gpu0", kind=DeviceKind.SIMULATED, type="gpu", memory_bytes=2**30)
+    costs = Costs((gpu, two_cores[1]), SimulatedGpu(speedup=4, launch_us=0, latency_us=1))
+    graph = parse(models.stacked("LSTM", 64, 4, 16), {"x": (1, 16, 64)})
+    seconds = {x.name: 1e-3 if x.op_type == "LSTM" else 1e-6 for x in graph.operators}
+    patch.setattr(planning, "measured", lambda *_: (Measured(seconds, seconds),))
+    patch.setattr(planning, "ways_to_open", lambda _: [None])
+    return graph, costs, costs.of(graph, None)
+
+
 def test_where_the_fewest_bytes_turn_out_too_slow_a_few_more_are_taken(
     recurrent_models: ModuleType, two_cores: Devices, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They fill the time that is permitted; 5 % over it, one layer more stays, not all of them."""
-    gpu = Device(name="gpu0", kind=DeviceKind.SIMULATED, type="gpu", memory_bytes=2**30)
-    costs = Costs((gpu, two_cores[1]), SimulatedGpu(speedup=4, launch_us=0, latency_us=1))
-    graph = parse(recurrent_models.stacked("LSTM", 64, 4, 16), {"x": (1, 16, 64)})
-    seconds = {x.name: 1e-3 if x.op_type == "LSTM" else 1e-6 for x in graph.operators}
-    monkeypatch.setattr(planning, "measured", lambda *_: (Measured(seconds, seconds),))
-    way = costs.of(graph, None)
-    monkeypatch.setattr(planning, "ways_to_open", lambda _: [None])
+    graph, costs, way = beside_a_gpu(recurrent_models, two_cores, monkeypatch)
     whole = way.alone.scarce_bytes((0,) * len(way.groups))
     fast = least_makespan(way.busy).makespan
     exact = least_bytes(way.busy, 2.5 * fast)
@@ -112,16 +119,17 @@ def test_a_split_takes_no_more_of_the_scarce_device_than_is_booked(small_stack: 
     assert all(costs.fit(point) for point in planned.curve)
 
 
-def test_less_is_planned_with_where_memory_has_run_out(small_stack: Graph, two_cores: Devices) -> None:
+def test_less_is_planned_with_where_memory_has_run_out(
+    recurrent_models: ModuleType, two_cores: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is counted is not all that sessions take; also where nothing that takes less is as quick as wanted."""
-    costs = Costs(two_cores)
-    measured = ways(small_stack, costs)
+    _, costs, way = beside_a_gpu(recurrent_models, two_cores, monkeypatch)
     sizes = []
     for _ in range(3):
-        choice = again(measured, Partition(objective=MEMORY, latency_ms=1e-3), costs)
+        choice = again([way], Partition(objective=MEMORY, latency_ms=1e-3), costs)
         sizes.append(choice.schedule.scarce_bytes)
         costs.lower(choice)
-    assert sizes[0] > 0 and all(b < a or a == 0 for a, b in pairwise(sizes))
+    assert all(a > b > 0 for a, b in pairwise(sizes))
 
 
 @pytest.fixture
@@ -185,6 +193,55 @@ def test_a_split_that_takes_longer_when_it_is_run_is_not_offered(
     took = iter([1.2 * limit, 1.1 * limit, 1.05 * limit, 1.04 * limit])
     with pytest.raises(NoScheduleError, match=r"a batch takes 10\.4 ms when it is run, latencyMs permits 10"):
         list(partition(request, tmp_path))
+
+
+def failing(error: EnsembleError, times: int) -> Callable[..., float]:
+    """What is run fails so often."""
+    left = [error] * times
+
+    def executed(*_: object) -> float:
+        if left:
+            raise left.pop()
+        return 1e-9
+
+    return executed
+
+
+@pytest.mark.usefixtures("nothing_held")
+@pytest.mark.parametrize("times", [1, 1 + planning.LOWER])
+def test_what_finds_no_room_when_it_is_run_is_planned_again_with_less(
+    small_stack: Graph, tmp_path: Path, two_cores: Devices, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    rooms: list[float] = []
+    real = answer.chosen
+
+    def chosen(ways: list[Opened], wanted: Partition, costs: Costs, *, chart: bool) -> planning.Planned:
+        rooms.append(costs.room)
+        return real(ways, wanted, costs, chart=chart)
+
+    monkeypatch.setattr(answer, "chosen", chosen)
+    monkeypatch.setattr(answer, "threaded", lambda *_: 1.0)
+    monkeypatch.setattr(answer, "executed", failing(OutOfMemoryError("there is no room"), times))
+    monkeypatch.setattr(Choice, "beside", property(lambda _: True))
+    request = request_of(small_stack, tmp_path, two_cores, Partition(objective=LATENCY))
+    if times == 1:
+        (record,) = partition(request, tmp_path)
+        assert record["seconds"] == 1e-9 and record["memoryBytes"] <= rooms[1] < sum(small_stack.weights.values())
+    else:
+        with pytest.raises(OutOfMemoryError, match="there is no room"):
+            list(partition(request, tmp_path))
+    assert len(rooms) == min(1 + times, 1 + planning.LOWER)
+
+
+@pytest.mark.usefixtures("nothing_held")
+def test_what_fails_when_it_is_run_is_not_offered(
+    small_stack: Graph, tmp_path: Path, two_cores: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer, "threaded", lambda *_: 1.0)
+    monkeypatch.setattr(answer, "executed", failing(ModelInvalidError("it fails"), 1))
+    monkeypatch.setattr(Choice, "beside", property(lambda _: True))
+    (record,) = partition(request_of(small_stack, tmp_path, two_cores, Partition(objective=LATENCY)), tmp_path)
+    assert set(record["placement"]["device"].values()) == {0} and "measuredMs" not in record
 
 
 @pytest.mark.usefixtures("nothing_held")
