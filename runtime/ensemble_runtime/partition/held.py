@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ _LOOK_SECONDS = 0.02
 _BATCHES = 4
 _SPARE = 8
 """One part of so many is added: which way of computing wins a trial may be another one the next time."""
+_LOADS = 4
+"""At most; the second one is the last, as a rule."""
 
 
 @dataclass(frozen=True)
@@ -58,25 +60,52 @@ class Held:
 def held(cell: Cell) -> Held:
     """Load a cell in a process of its own, compute some batches, and end it.
 
+    What it takes of a GPU will be booked for it, and with more booked it may take more: measure its operators all at
+    once, or try the whole model. So it is loaded again with that, until it takes no more.
+
     Raises:
         EnsembleError: It cannot be loaded, or not so; OutOfMemoryError where the process does not survive it.
     """
+    most, booked = Held(0, 0), cell.booked
+    for _ in range(_LOADS):
+        booked = max(booked, most.gpu_bytes)
+        found = _loaded(replace(cell, booked=booked))
+        most = Held(max(most.main_bytes, found.main_bytes), max(most.gpu_bytes, found.gpu_bytes))
+        if found.gpu_bytes <= booked:
+            break
+    return most
+
+
+def _loaded(cell: Cell) -> Held:
+    first = cell.devices[0]
+    # This process has its own context by now. What the other one takes is seen from here: it closes sessions again.
+    meter = GpuMeter(first) if first.kind is DeviceKind.GPU else None
     context: Any = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
     process = context.Process(target=_process, args=(theirs, cell), daemon=True)
     process.start()
     theirs.close()
     try:
-        before, most = _answer(pipe, process, cell), 0
-        while not pipe.poll(_LOOK_SECONDS):
-            most = max(most, _taken(process.pid))
-        gpu = _answer(pipe, process, cell)
-        most = max(most, _taken(process.pid)) - before
-        return Held(most + most // _SPARE, gpu)
+        before = _answer(pipe, process, cell)
+        most, gpu_bytes = _most(pipe, process.pid, meter)
+        _answer(pipe, process, cell)
+        most -= before
+        return Held(most + most // _SPARE, gpu_bytes)
     finally:
         process.kill()
         process.join()
         pipe.close()
+
+
+def _most(pipe: Connection, process: int, meter: GpuMeter | None) -> tuple[int, int]:
+    """Bytes of main memory and of a GPU that are taken at once until there is an answer."""
+    main_bytes = gpu_bytes = 0
+    answered = False
+    while not answered:
+        answered = pipe.poll(_LOOK_SECONDS)
+        main_bytes = max(main_bytes, _taken(process))
+        gpu_bytes = max(gpu_bytes, meter.peak_bytes() if meter else 0)
+    return main_bytes, gpu_bytes
 
 
 def _answer(pipe: Connection, process: Any, cell: Cell) -> int:
@@ -137,8 +166,7 @@ def _process(pipe: Connection, cell: Cell) -> None:
         keep_memory()  # as in serving
         bind(first)
         import_libraries(cell.member)
-        meter = GpuMeter(first) if first.kind is DeviceKind.GPU else None
-        pipe.send(0 if meter else memory_of(os.getpid())["RssAnon"])
+        pipe.send(0 if first.kind is DeviceKind.GPU else memory_of(os.getpid())["RssAnon"])
         from ensemble_runtime.partition.model import load_partitioned
 
         specs = cell.inputs, cell.outputs
@@ -146,7 +174,7 @@ def _process(pipe: Connection, cell: Cell) -> None:
         compute = MadeUpRows(name, model, *specs, cell.batch_size).batch(cell.batch_size)
         for _ in range(_BATCHES):
             compute()
-        pipe.send(meter.peak_bytes() if meter else 0)
+        pipe.send(0)
         pipe.poll(None)  # until it has been looked at
     except EnsembleError as error:
         pipe.send(error)

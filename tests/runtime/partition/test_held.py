@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import pickle
 import select
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from subprocess import PIPE, Popen
@@ -23,10 +26,12 @@ from ensemble_runtime.config import (
     PartitionObjective,
 )
 from ensemble_runtime.errors import ModelInvalidError
+from ensemble_runtime.measuring import GpuMeter
 from ensemble_runtime.partition import answer
+from ensemble_runtime.partition import held as looking
 from ensemble_runtime.partition.answer import PartitionRequest, partition
 from ensemble_runtime.partition.graph import parse
-from ensemble_runtime.partition.held import Held, held
+from ensemble_runtime.partition.held import Cell, Held, held
 from ensemble_runtime.partition.second import PROCESS_BYTES
 from ensemble_runtime.sizes import GPU_CELL_BYTES
 
@@ -43,6 +48,8 @@ def request_of(models: ModuleType, folder: Path, devices: tuple[Device, Device],
 
 
 CELL = """
+import multiprocessing
+import os
 import pickle
 import sys
 from ensemble_runtime.devices.binding import bind
@@ -134,3 +141,44 @@ def test_beside_a_gpu_a_pod_asks_for_the_rest_itself() -> None:
     assert answer._with_what_is_held(record, found, on_gpu=True) == {"memoryBytes": 300, "secondBytes": 700}
     small = Held(main_bytes=GPU_CELL_BYTES, gpu_bytes=20)
     assert answer._with_what_is_held(record, small, on_gpu=True) == record
+
+
+class Meter(GpuMeter):
+    """Of a GPU on which sessions are opened and closed; the cell is ready with the last look."""
+
+    def __init__(self, seen: list[int], ready: Callable[[], None]) -> None:
+        self._seen, self._ready = seen, ready
+
+    def peak_bytes(self) -> int:
+        if len(self._seen) == 1:
+            self._ready()
+        return self._seen.pop(0) if len(self._seen) > 1 else self._seen[0]
+
+
+def test_the_most_that_a_cell_takes_of_a_gpu_is_not_what_is_left_when_it_has_loaded() -> None:
+    ours, theirs = multiprocessing.Pipe()
+    main_bytes, gpu_bytes = looking._most(ours, os.getpid(), Meter([10, 900, 40, 300], lambda: theirs.send(0)))
+    assert gpu_bytes == 900 and main_bytes > 0
+
+
+@pytest.mark.parametrize("most", [300, 700])
+def test_a_cell_is_looked_at_with_what_will_be_booked_for_it(
+    recurrent_models: ModuleType,
+    two_devices: tuple[Device, Device],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    most: int,
+) -> None:
+    """Where the whole model has room it is measured at once, and takes more than one kind of operators at a time."""
+    loads: list[int] = []
+
+    def loaded(cell: Cell) -> Held:
+        loads.append(cell.booked)
+        return Held(main_bytes=1000 - cell.booked, gpu_bytes=300 if cell.booked < 250 else most)
+
+    monkeypatch.setattr(looking, "_loaded", loaded)
+    request = request_of(recurrent_models, tmp_path, two_devices, 8)
+    graph = parse(onnx.load(tmp_path / "model.onnx"), {"x": (ROWS, STEPS, 8)})
+    found = held(answer._cell(request, tmp_path / "model.onnx", graph, ROWS, 200))
+    assert found == Held(main_bytes=800, gpu_bytes=most)
+    assert loads == ([200, 300] if most == 300 else [200, 300, 700])
