@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, product
 from random import Random
 from typing import TypeVar
 
@@ -117,9 +117,14 @@ class _Search:
     def walk(self) -> None:
         """From the quickest schedule and from everything on one device, move one bundle after the other to the other.
 
-        The bundle that goes first saves the most bytes for the makespan it adds.
+        The bundle that goes first saves the most bytes for the makespan it adds. Where there are few placements, each
+        of them is looked at.
         """
         self._left = EFFORT
+        if 4 * len(self._instance.tasks) << len(self._instance.tasks) <= EFFORT // 2:
+            for device in product(*self._able()):
+                self._at(device)
+            return
         starts = [self.front.best[0], *(self._at(a) for a in self._wholes())]
         for start in starts:
             self._walked(start, OTHER)
@@ -207,6 +212,9 @@ class _Search:
             known = self._seen[device] = scheduled(self._instance, device)
             self.front.add(known)
         return known
+
+    def _able(self) -> list[list[int]]:
+        return [[d for d in (SCARCE, OTHER) if self._instance.able(t, d)] for t in range(len(self._instance.tasks))]
 
     def _wholes(self) -> list[Assignment]:
         return [a for a in map(self._instance.whole, (SCARCE, OTHER)) if a is not None]
