@@ -18,7 +18,7 @@ from partition_cases import chance, stacked
 from recurrent_models import Recurrent, models
 
 from ensemble_runtime.config import Device, DeviceKind, Partition, PartitionObjective
-from ensemble_runtime.partition.exact import MAX_TASKS, prove_bytes, prove_makespan
+from ensemble_runtime.partition.exact import CLOSE, MAX_TASKS, fewest_bytes, prove_bytes, prove_makespan
 from ensemble_runtime.partition.execute import Executor
 from ensemble_runtime.partition.graph import Graph, parse
 from ensemble_runtime.partition.instance import SCARCE, Instance, Task
@@ -139,7 +139,7 @@ def _off(graph: Graph) -> list[float]:
         left = [alone.scarce_bytes]
         for way in ways:
             with suppress(NoScheduleError):
-                left.append(least_bytes(way, SLACK * alone.makespan).scarce_bytes)
+                left.append(fewest_bytes(way, SLACK * alone.makespan).scarce_bytes)
         found.append(1 - min(left) / alone.scarce_bytes)
     return found
 
@@ -177,14 +177,14 @@ def _gaps() -> list[list[str]]:
             problem = chance(seed, count)
             quick = least_makespan(problem)
             limit = MEMORY_SLACK * quick.makespan
-            quickest = prove_makespan(problem, tolerance=GAP / (1 + GAP))
-            smallest = prove_bytes(problem, limit, tolerance=GAP / (1 + GAP))
+            quickest = prove_makespan(problem, tolerance=CLOSE)
+            smallest = prove_bytes(problem, limit, tolerance=CLOSE)
             assert quickest is not None and smallest is not None, "small enough"
             unproven += (not quickest.complete) + (not smallest.complete)
             if quickest.complete:
                 latency.append(quick.makespan / quickest.schedule.makespan - 1)
             if smallest.complete and smallest.bound:  # where it is 0, nothing is on the first device
-                memory.append(least_bytes(problem, limit).scarce_bytes / smallest.bound - 1)
+                memory.append(fewest_bytes(problem, limit).scarce_bytes / smallest.bound - 1)
     told = f"{GRAPHS} graphs of each size up to {MAX_TASKS} groups"
     return [
         [f"gap of {name}, {told}", "", f"proven: {len(found)}", f"{max(found):.1%}", _within(max(found)), "", "", ""]

@@ -26,7 +26,7 @@ from ensemble_runtime.config import (
     Schema,
     TensorSpec,
 )
-from ensemble_runtime.devices.binding import bind
+from ensemble_runtime.devices.binding import bind, leave_cores
 from ensemble_runtime.devices.working_memory import give_memory_back
 from ensemble_runtime.errors import ManifestError, ModelInvalidError, OutOfMemoryError
 from ensemble_runtime.members.checks import first_line
@@ -90,6 +90,7 @@ def partition(request: PartitionRequest, cache: Path) -> Iterator[dict[str, Any]
     before = 0
     if gpu is not None:
         bind(gpu)
+        leave_cores(gpu, request.devices[1])
         before = _free_bytes(gpu)
     if request.devices[1].kind is not DeviceKind.CPU:
         raise ManifestError(f"{request.devices[1].name}: the second device has to be a set of cores")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ensemble_runtime.config import Device, DeviceKind, Member, TensorSpec
-from ensemble_runtime.devices.binding import bind
+from ensemble_runtime.devices.binding import bind, leave_cores, take_cores
 from ensemble_runtime.devices.working_memory import keep_memory
 from ensemble_runtime.errors import EnsembleError, ModelInvalidError, OutOfMemoryError
 from ensemble_runtime.measuring import GpuMeter, end_with_parent, import_libraries, memory_of
@@ -165,12 +165,15 @@ def _process(pipe: Connection, cell: Cell) -> None:
     try:
         keep_memory()  # as in serving
         bind(first)
+        left = leave_cores(first, cell.devices[1])
         import_libraries(cell.member)
         pipe.send(0 if first.kind is DeviceKind.GPU else memory_of(os.getpid())["RssAnon"])
-        from ensemble_runtime.partition.model import load_partitioned
+        from ensemble_runtime.partition.model import PartitionedModel, load_partitioned
 
         specs = cell.inputs, cell.outputs
         model = load_partitioned(cell.member, cell.path, *specs, cell.devices, cell.batch_size, cell.booked)
+        if not isinstance(model, PartitionedModel):
+            take_cores(left)
         compute = MadeUpRows(name, model, *specs, cell.batch_size).batch(cell.batch_size)
         for _ in range(_BATCHES):
             compute()

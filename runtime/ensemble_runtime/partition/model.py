@@ -369,7 +369,7 @@ class PartitionedModel:
         return self._executor.held_bytes
 
     def close(self) -> None:
-        """End the second device's thread."""
+        """End the second device's process."""
         self._executor.close()
 
     def predict(self, inputs: Sequence[Array]) -> list[Array]:

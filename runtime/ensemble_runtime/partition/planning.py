@@ -17,14 +17,14 @@ from ensemble_runtime.config import Device, DeviceKind, Partition, PartitionObje
 from ensemble_runtime.errors import ModelInvalidError
 from ensemble_runtime.partition.coarsening import Groups, coarse, merged
 from ensemble_runtime.partition.costs import Seconds, instance, measured, measured_in_place
-from ensemble_runtime.partition.exact import MAX_TASKS, Proof, prove_bytes, prove_makespan
+from ensemble_runtime.partition.exact import MAX_TASKS, Proof, fewest_bytes, prove_bytes, prove_makespan
 from ensemble_runtime.partition.graph import Graph, Placement
 from ensemble_runtime.partition.halving import halved
 from ensemble_runtime.partition.handover import links
 from ensemble_runtime.partition.instance import OTHER, SCARCE, Instance
 from ensemble_runtime.partition.opening import alternating, opened, openings, overlapping
 from ensemble_runtime.partition.ordering import scheduled
-from ensemble_runtime.partition.schedule import Front, NoScheduleError, curve, least_bytes, least_makespan
+from ensemble_runtime.partition.schedule import Front, NoScheduleError, curve, least_makespan
 from ensemble_runtime.partition.simulation import SimulatedGpu
 from ensemble_runtime.partition.timeline import Schedule
 from ensemble_runtime.partition.varying import refuse_varying
@@ -284,7 +284,7 @@ def _curve(way: Opened) -> Iterator[Choice]:
 
 def _smallest(way: Opened, seconds: float) -> Iterator[Choice]:
     with suppress(NoScheduleError):
-        yield Choice(way, least_bytes(way.busy, seconds))
+        yield Choice(way, fewest_bytes(way.busy, seconds))
 
 
 def _limit(wanted: Partition) -> float:
