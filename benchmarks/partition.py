@@ -30,7 +30,7 @@ from ensemble_runtime.partition.model import PartitionedModel, split
 from ensemble_runtime.partition.together import together
 
 SHARE, LOSS = 0.8, 1.02
-STARTS = 5
+STARTS = 3
 """Processes in which a model is loaded and timed anew: which pages one gets moves a side's time by some percent, and
 no number of rounds in one process tells."""
 HEADER = ["model", "steps, rows", "one core", "by operators", "by threads", "capacity", "share of it", "verdict"]

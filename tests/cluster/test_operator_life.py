@@ -286,8 +286,8 @@ def test_a_higher_priority_preempts_only_with_leave(space: Space, operator: Oper
 
     space.apply("high", priority=2, preemption="LowerPriority", devices={"kinds": ["GPU"], "max": 4})
     space.wait("high")
+    wait_for(lambda: space.status("low")["readyReplicas"] == 1, "a copy has given way")
     operator.idle()
-    assert space.status("low")["readyReplicas"] == 1
     assert space.condition("low", "Planned")[0] == "False"
     (told,) = [e for e in space.events() if e["reason"] == "Preempted"]
     assert told["involvedObject"]["name"] == "low" and f"{space.namespace}/high" in told["message"]
