@@ -80,8 +80,9 @@ def planning(effort: Effort) -> Report:
         f"Predicted, measured: objective Latency on two cores, medians of {effort.rounds} times {effort.seconds:g} s. "
         "Off the GPU: the share of its bytes (weights, tensors, workspace; not its context) that objective Memory "
         f"saves within {SLACK:g} times the latency of the whole model on a GPU that is so many times faster than the "
-        "core. At 1.5 times all of a model may leave; the faster the GPU, the less can. Gaps: of what the search found "
-        "above the best that there is, which branch and bound proves to within the tolerance that is stated.",
+        "core. At 1.5 times all of a model may leave; the faster the GPU, the less can. Gaps: of what is planned "
+        "above the best that there is, which branch and bound proves to within the tolerance that is stated; for "
+        "Memory it also looks for what the search missed by more than 5 %.",
         ["model", "steps, rows", "predicted", "measured", "error", *(f"off at {s:g}x" for s in SPEEDUPS)],
         rows,
     )

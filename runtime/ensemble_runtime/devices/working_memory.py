@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
@@ -15,6 +17,16 @@ def keep_memory() -> None:
 def give_memory_back() -> None:
     """Let glibc give large pieces back once they are freed: weights are copied on their way into a session."""
     _set(mmap=2**20, trim=2**24, pad=2**20)
+
+
+@contextmanager
+def lean() -> Iterator[None]:
+    """Have glibc give memory back meanwhile, and keep it from then on."""
+    give_memory_back()
+    try:
+        yield
+    finally:
+        keep_memory()
 
 
 def _set(*, mmap: int, trim: int, pad: int) -> None:

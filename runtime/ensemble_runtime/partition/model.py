@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from ensemble_runtime.config import Device, DeviceKind, Member, ModelFormat, Partition, PartitionObjective, TensorSpec
-from ensemble_runtime.devices.working_memory import give_memory_back, keep_memory
+from ensemble_runtime.devices.working_memory import lean
 from ensemble_runtime.errors import ModelInvalidError, OutOfMemoryError
 from ensemble_runtime.members.checks import first_line, random_rows
 from ensemble_runtime.members.model import Array, Model, as_declared
@@ -31,6 +31,7 @@ from ensemble_runtime.partition.trial import Proposal, on_trial
 log = logging.getLogger(__name__)
 
 
+@lean()
 def load_partitioned(
     member: Member,
     path: Path,
@@ -44,22 +45,6 @@ def load_partitioned(
 
     Args and errors as of `split`.
     """
-    give_memory_back()
-    try:
-        return _loaded(member, path, inputs, outputs, devices, batch_size, booked)
-    finally:
-        keep_memory()
-
-
-def _loaded(
-    member: Member,
-    path: Path,
-    inputs: tuple[TensorSpec, ...],
-    outputs: tuple[TensorSpec, ...],
-    devices: tuple[Device, Device],
-    batch_size: int,
-    booked: int | None,
-) -> Model:
     best = split(member, path, inputs, outputs, devices, batch_size, booked)
     wanted = member.partition or _QUICKEST
     if wanted.objective is not PartitionObjective.LATENCY:
