@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from ensemble_runtime.config import Device, DeviceKind, core_count
 from ensemble_runtime.errors import DeviceUnavailableError
 
+_TOPOLOGY = Path("/sys/devices/system/cpu")
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -45,17 +47,32 @@ def leave_cores(first: Device, second: Device) -> set[int]:
     """Keep this thread, and those that it starts, off the cores of a partition's second device.
 
     A process that has a GPU is bound to no core, and spins while it waits for the other one: it must not do so where
-    that one computes. Where it may run nowhere else, it stays. A process that is bound to cores has its own.
+    that one computes, nor, if it may run elsewhere, on the other hardware thread of such a core, which it would slow
+    down as well. Where it may run nowhere else, it stays. A process that is bound to cores has its own.
 
     Returns:
         The cores that are left to the second device, which this thread might use before.
     """
     before = os.sched_getaffinity(0)
-    left = before & set(second.cores)
-    if first.kind is not DeviceKind.GPU or not left or left == before:
+    if first.kind is not DeviceKind.GPU:
         return set()
-    os.sched_setaffinity(0, before - left)
-    return left
+    for near in (_hardware_threads(second.cores), set(second.cores)):
+        left = before & near
+        if left and left != before:
+            os.sched_setaffinity(0, before - left)
+            return left
+    return set()
+
+
+def _hardware_threads(cores: Iterable[int]) -> set[int]:
+    """Some cores with those that the kernel calls their siblings: threads of the same piece of hardware."""
+    found = set(cores)
+    for core in cores:
+        with contextlib.suppress(OSError, ValueError):  # not every kernel tells
+            for part in (_TOPOLOGY / f"cpu{core}/topology/thread_siblings_list").read_text().split(","):
+                first, _, last = part.partition("-")
+                found.update(range(int(first), int(last or first) + 1))
+    return found
 
 
 def take_cores(cores: set[int]) -> None:

@@ -106,6 +106,7 @@ _NO_MEMORY = (
     "can't allocate memory",
     "cannot allocate memory",
     "failed to allocate memory",
+    "is smaller than requested bytes",  # ONNX Runtime, of the part of a GPU that a session may take
     "bad_alloc",
     "bad allocation",
     "_status_alloc_failed",  # cuBLAS and cuDNN, whose workspace finds no room beside torch's

@@ -90,6 +90,8 @@ def providers(device: Device, stream: int | None = None) -> list[Any]:
         raise DeviceUnavailableError(f"{device.name}: this ONNX Runtime has no CUDA; install onnxruntime-gpu instead")
     # CUDA and cuDNN may be there as packages alone, where the loader does not look by itself.
     onnxruntime.preload_dlls()
+    # It warns with each session that CUDA is not there as a plugin, which it need not be.
+    onnxruntime.set_default_logger_severity(3)
     cuda = {
         "device_id": 0,  # the process is bound to this one device
         "gpu_mem_limit": device.memory_bytes,

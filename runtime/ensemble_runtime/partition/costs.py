@@ -2,7 +2,8 @@
 
 A device computes the whole graph as it would be served, call by call, in one thread that is bound to it: so caches are
 as warm as they will be. How a call's time is shared among its operators is told by a second pass, in which each
-operator is a call of its own. Two sets of cores are also measured both busy at once: cores share caches and memory.
+operator is a call of its own. Two devices are also measured both busy at once: cores share caches and memory, and the
+thread that feeds a GPU takes of what a core beside it has.
 
 Once it is known which device computes what, that is measured again: a core whose caches hold half of the weights is
 faster, two that read the same weights are slower, than what was measured first tells.
@@ -52,7 +53,7 @@ class Measured:
 
     alone: Seconds
     busy: Seconds
-    """With the other device computing as well; the same as `alone` where that was not measured."""
+    """With the other device computing as well; the same as `alone` where the GPU is too small for all at once."""
 
 
 def instance(
@@ -120,13 +121,13 @@ def measured(graph: Graph, devices: Sequence[Device], room: float = math.inf) ->
     """
     places = [Place(device) for device in devices]
     try:
-        if len(devices) == 1 or any(device.kind is DeviceKind.GPU for device in devices):
-            single = [place.call(_alone, graph, place.device, room).result() for place in places]
-            return tuple(Measured(found, found) for found in single)
         # One after the other: what is copied on the way into a session takes several times its room.
-        benches = [place.call(_Bench, graph, place.device).result() for place in places]
+        benches = [place.call(_bench, graph, place.device, room).result() for place in places]
         alone = [place.call(bench.seconds).result() for place, bench in zip(places, benches, strict=True)]
-        busy = _both(places, [bench.seconds for bench in benches], max(bench.rounds for bench in benches))
+        together = [bench for bench in benches if isinstance(bench, _Bench)]
+        if len(together) < 2:
+            return tuple(Measured(found, found) for found in alone)
+        busy = _both(places, [bench.seconds for bench in together], max(bench.rounds for bench in together))
         return tuple(Measured(*found) for found in zip(alone, busy, strict=True))
     finally:
         for place in places:
@@ -171,32 +172,44 @@ def measured_in_place(
             place.close()
 
 
-def _alone(graph: Graph, device: Device, room: float) -> Seconds:
-    """Seconds of each operator; a GPU that has no room for all of them at once holds one kind of them at a time."""
-    if device.kind is not DeviceKind.GPU:
-        return _Bench(graph, device).seconds()
+def _bench(graph: Graph, device: Device, room: float) -> _Bench | _Piecemeal:
+    """A graph on a device; a GPU that has no room for all of it at once holds one kind of operators at a time."""
     names = [operator.name for operator in graph.operators]
+    if device.kind is not DeviceKind.GPU:
+        return _Bench(graph, device)
     if _held(graph, names) <= room:
         try:
-            return _Bench(graph, device).seconds()
+            bench = _Bench(graph, device)
+            bench.seconds(1)  # what it computes with has to have room as well
+            return bench
         except OutOfMemoryError as error:
             log.info("%s: measured operator by operator, %s", device.name, error)
-    prelude = static(graph)  # known before any batch, and wanted as it is: there may be shapes among it
-    kinds: dict[Piece, list[str]] = {}
-    for name in names:
-        if name not in prelude:
-            kinds.setdefault(cut_out(graph, [name]).piece, []).append(name)
-    tensors = {name: _found(x) for name, x in graph.tensors.items()}
-    own = random_inputs(graph) | constants(graph, [name for name in names if name in prelude], tensors)
-    found = dict.fromkeys(prelude, 0.0)
-    for alike in kinds.values():
-        try:
-            if (size := _held(graph, alike)) > room:
-                raise OutOfMemoryError(f"{size} bytes, and there is room for {room}")
-            found |= _one_kind(graph, alike, own, device)
-        except (ModelInvalidError, OutOfMemoryError) as error:
-            log.info("%s computes no %s: %s", device.name, alike[0], error)
-    return found
+    return _Piecemeal(graph, device, room)
+
+
+class _Piecemeal:
+    """A graph on a GPU that is too small for it: what each kind of operators takes by itself."""
+
+    def __init__(self, graph: Graph, device: Device, room: float) -> None:
+        prelude = static(graph)  # known before any batch, and wanted as it is: there may be shapes among it
+        kinds: dict[Piece, list[str]] = {}
+        for operator in graph.operators:
+            if operator.name not in prelude:
+                kinds.setdefault(cut_out(graph, [operator.name]).piece, []).append(operator.name)
+        tensors = {name: _found(x) for name, x in graph.tensors.items()}
+        own = random_inputs(graph) | constants(graph, [x.name for x in graph.operators if x.name in prelude], tensors)
+        self._seconds = dict.fromkeys(prelude, 0.0)
+        for alike in kinds.values():
+            try:
+                if (size := _held(graph, alike)) > room:
+                    raise OutOfMemoryError(f"{size} bytes, and there is room for {room}")
+                self._seconds |= _one_kind(graph, alike, own, device)
+            except (ModelInvalidError, OutOfMemoryError) as error:
+                log.info("%s computes no %s: %s", device.name, alike[0], error)
+
+    def seconds(self) -> Seconds:
+        """Of each operator that has room."""
+        return self._seconds
 
 
 def _held(graph: Graph, names: Sequence[str]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import mmap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -19,6 +20,7 @@ from ensemble_runtime.partition.crossings import GPU, Crossings, Visit, crossing
 from ensemble_runtime.partition.memory import Memory, Place, Span
 from ensemble_runtime.partition.runs import Run
 from ensemble_runtime.partition.sessions import call
+from ensemble_runtime.partition.unawaited import Unawaited
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,9 @@ class Gpu:
         """
         self.cuda = Cuda()
         self.computing, self.up, self.down = (Stream(self.cuda) for _ in range(3))
+        self.unawaited = Unawaited(self.cuda, self.computing)
         self._room: Block | None = None
+        self._batches = 0
 
     def room(self, size: int) -> Block:
         """So many bytes, undefined, for any shape; the first is best the largest."""
@@ -47,9 +51,16 @@ class Gpu:
         return self._room
 
     def finish(self) -> None:
-        """Wait until all is done that was queued."""
+        """Wait until all of a batch is done that was queued."""
         for stream in (self.up, self.computing, self.down):
             stream.finish()
+        self._batches += 1
+        if self._batches % _SETTLED == 0:
+            self.unawaited.settle()
+
+
+_SETTLED = 64
+"""After so many batches what they have left in ONNX Runtime is given back, at the price of a run of each session."""
 
 
 class Uploads:
@@ -142,7 +153,7 @@ class GpuMemory:
         ):
             self._at.setdefault(place.buffer, []).append((place, address))
         down = (span for visit in found.visits.values() for span in visit.down)
-        self._pinned = pinned_pages(gpu.cuda, self.copies((*found.up, *down)))
+        self._pinned = pinned_pages(gpu.cuda, self.copies((*found.up, *found.once, *down)))
 
     def bind(self, name: str) -> Place:
         """A tensor for an I/O binding."""
@@ -163,7 +174,10 @@ _ALIGNED = 256
 
 
 def pinned_pages(cuda: Cuda, copies: Iterable[Copy]) -> list[Pinned]:
-    """The host's pages that something crosses from or to, pinned; fewer or none where the driver refuses."""
+    """The host's pages that something crosses from or to, pinned; fewer or none where the driver refuses.
+
+    All copies of a piece of memory are to be among these: CUDA refuses one of which a part only is pinned.
+    """
     found: list[Pinned] = []
     try:
         found.extend(Pinned(cuda, start, stop - start) for start, stop in _pages(copies))
@@ -237,21 +251,34 @@ def _bound(
     uploads, queued = Uploads(gpu, there.copies(found.up), found), found.begin
     computations = {}
     for i, visit in found.visits.items():
-        run = _bound_run(runs[i], *sessions[i], memory, there, visit.on_host)
+        run = _bound_run(runs[i], *sessions[i], memory, there, visit.on_host, gpu)
         computations[i] = Computation(gpu, run, visit, there, uploads, queued)
         queued = visit.behind
     return uploads, computations
 
 
 def _bound_run(
-    run: Run, session: Any, names: Mapping[str, str], host: Memory, memory: GpuMemory, on_host: Collection[str]
+    run: Run,
+    session: Any,
+    names: Mapping[str, str],
+    host: Memory,
+    memory: GpuMemory,
+    on_host: Collection[str],
+    gpu: Gpu,
 ) -> Callable[[], None]:
     binding = session.io_binding()
     for name in run.inputs:
         binding.bind_input(names[name], *(host if name in on_host else memory).bind(name))
     for name in run.outputs:
         binding.bind_output(names[name], *memory.bind(name))
-    return call(session, binding, ahead=_all_there(session))
+    if _all_there(session):
+        return gpu.unawaited.run(session, binding, memory)
+    return partial(_awaited, call(session, binding), gpu.computing)
+
+
+def _awaited(run: Callable[[], None], stream: Stream) -> None:
+    run()
+    stream.finish()  # ONNX Runtime does not, of a stream that is not its own
 
 
 def _all_there(session: Any) -> bool:

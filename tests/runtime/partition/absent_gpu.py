@@ -8,7 +8,9 @@ as the real one where a partition depends on it, which is told by its sources:
   is there. Only what is bound where it is read is read anew by every run.
 - `core/providers/cuda/cuda_execution_provider.cc`, `user_compute_stream`: runs are queued in that stream; they are
   awaited unless the run's options say `disable_synchronize_execution_providers`.
-- `core/providers/cuda/rnn/cudnn_rnn_base.cc`: weights of recurrent operators are there twice.
+- `core/providers/cuda/rnn/cudnn_rnn_base.cc`: weights of recurrent operators are there twice, and the lengths of their
+  rows go up in every run, from memory that is given back in the next run that is awaited.
+- `core/providers/cuda/cuda_stream_handle.cc`: a session that is closed before aborts the process.
 - Lengths, shapes and the like are read on the host, when the run is queued, by operators that compute on the GPU.
 
 Memory of the device begins as NaN, and whatever is read of the host's as if it were the device's, or the other way
@@ -99,7 +101,14 @@ class AbsentGpu:
         """Kinds of operators that only the host computes, within a run of the device."""
         self.at_once = False
         """Whether a run computes when it is queued, and so fails there if it does."""
+        self.fails = False
+        """Whether such a run does."""
         self.failures: list[BaseException] = []
+        self.left = 0
+        """The most that a session had to give back so far, in runs."""
+        self.aborts = 0
+        """So often a session was closed that had."""
+        self.lost = False
         self.queued = 0
         """Runs so far."""
         self._free = threading.Event()
@@ -163,7 +172,12 @@ class AbsentGpu:
 
     def lose(self) -> None:
         """Fail as a device does whose code reads where nothing is."""
+        self.lost = True
         self.stub.stub_break()
+
+    def closed(self, leaves: list[int]) -> None:
+        """A session is, which leaves something from so many runs."""
+        self.aborts += bool(leaves)
 
 
 class Binding:
@@ -210,6 +224,9 @@ class Session:
         if not gpu.stub.stub_take(weights):
             raise RuntimeError(f"Failed to allocate memory for requested buffer of size {weights}")
         weakref.finalize(self, gpu.stub.stub_give, weights)
+        self._recurrent = bool(cached)
+        self._left: list[int] = []
+        weakref.finalize(self, gpu.closed, self._left)
 
     def get_providers(self) -> list[str]:
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -229,18 +246,26 @@ class Session:
     def run_with_iobinding(self, binding: Binding, options: Any) -> None:
         assert self._stream is not None, "a run whose stream is not known cannot be waited for"
         self._gpu.queued += 1
+        if self._recurrent:
+            self._left.append(self._gpu.queued)
+        self._gpu.left = max(self._gpu.left, len(self._left))
         given = {name: x.copy() if name in self.on_host else x for name, x in binding.inputs.items()}
+        awaited = not on(options.get_run_config_entry, "disable_synchronize_execution_providers")
+        if awaited:
+            self._gpu.awaited += 1
+            self._left.clear()
         if self._gpu.at_once:
             self._gpu.stub.cuStreamSynchronize(self._stream)
             self._compute(binding, given)
             return
         self._queue(lambda: self._compute(binding, given))
-        if not on(options.get_run_config_entry, "disable_synchronize_execution_providers"):
-            self._gpu.awaited += 1
+        if awaited:
             self._gpu.stub.cuStreamSynchronize(self._stream)
 
     def _compute(self, binding: Binding, given: dict[str, np.ndarray]) -> None:
         time.sleep(LATE)
+        if self._gpu.at_once and self._gpu.fails:
+            raise RuntimeError("this run fails")
         self._gpu.free()
         answers = self._real.run(list(binding.outputs), given)
         for answer, array in zip(answers, binding.outputs.values(), strict=True):

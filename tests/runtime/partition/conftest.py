@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -42,10 +43,13 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch, driver: Path, tmp_path: Path) -> AbsentGpu:
-    """A GPU that is not there, in this process's ONNX Runtime."""
+def gpu(monkeypatch: pytest.MonkeyPatch, driver: Path, tmp_path: Path) -> Iterator[AbsentGpu]:
+    """A GPU that is not there, in this process's ONNX Runtime; no session on it is closed as would end the process."""
     # A copy of its own: what one test breaks is whole for the next.
-    return install(monkeypatch, Path(shutil.copy(driver, tmp_path)))
+    found = install(monkeypatch, Path(shutil.copy(driver, tmp_path)))
+    yield found
+    gc.collect()
+    assert found.lost or not found.aborts
 
 
 @pytest.fixture

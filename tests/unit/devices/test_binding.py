@@ -9,6 +9,9 @@ import sys
 
 import pytest
 
+from ensemble_runtime.config import Device
+from ensemble_runtime.devices import binding
+
 UUID = "GPU-c1c1c1c1-0000-0000-0000-000000000000"
 CORE = min(os.sched_getaffinity(0))
 
@@ -143,3 +146,26 @@ def test_other_processes_stay_where_they_are(first):
     second = cpu(*os.sched_getaffinity(0)) if first == gpu() else cpu(CORE)
     before, *others = leaving(first, second)
     assert others == [before] * 3
+
+
+@pytest.mark.parametrize(
+    ("near", "may", "left"),
+    [
+        ({2: "2,6", 3: "3,7"}, range(8), {2, 3, 6, 7}),
+        ({2: "2-3", 3: "2-3"}, range(8), {2, 3}),
+        ({2: "2,6", 3: "3,7"}, (2, 3, 6, 7), {2, 3}),  # better a core's other thread than none
+        ({}, range(8), {2, 3}),  # the kernel does not tell
+        ({2: "2,6", 3: "3,7"}, (2, 3), set()),
+    ],
+)
+def test_a_gpu_process_leaves_the_other_hardware_threads_of_these_cores_as_well(near, may, left, tmp_path, monkeypatch):
+    for core, siblings in near.items():
+        (tmp_path / f"cpu{core}" / "topology").mkdir(parents=True)
+        (tmp_path / f"cpu{core}" / "topology" / "thread_siblings_list").write_text(f"{siblings}\n")
+    stays: list[set[int]] = []
+    monkeypatch.setattr(binding, "_TOPOLOGY", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(may))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: stays.append(cores))
+    found = binding.leave_cores(*map(Device.model_validate, (gpu(), cpu(2, 3))))
+    assert found == left
+    assert stays == ([set(may) - left] if left else [])
