@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 # A stamp per set of extras: installed once, and again when pyproject.toml changes.
 DEMO_READY := $(VENV)/.demo-installed
 DEV_READY := $(VENV)/.dev-installed
+GPU_READY := $(VENV)/.gpu-installed
 # For Python 3.11, which the images have; the hashes are those of every platform's wheels.
 LOCK := $(BIN)/uv pip compile --quiet --python-version 3.11 --python-platform linux --generate-hashes --no-annotate \
 	--custom-compile-command 'make lock'
@@ -16,7 +17,7 @@ CODE := operator runtime tests examples benchmarks
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help venv demo test test-e2e test-full-image cluster-demo cluster-shell lint typecheck format crds lock clean \
-	bench-plumbing bench-compute bench-bulk bench-simulated bench-memory bench-start bench-images bench-partition \
+	test-gpu bench-plumbing bench-compute bench-bulk bench-simulated bench-memory bench-start bench-images bench-partition bench-partition-gpu \
 	bench-planner bench-operator bench-lost-node bench-cluster bench-span
 
 help: ## List these commands
@@ -37,6 +38,9 @@ endif
 
 test-full-image: $(DEV_READY) ## Build the large image, with torch and CUDA, and serve with it (root; ten minutes, 30 GiB)
 	$(BIN)/pytest tests/cluster/slow_full_image.py
+
+test-gpu: $(GPU_READY) ## Run the tests that need a GPU; changes .venv: onnxruntime-gpu takes onnxruntime's place
+	$(BIN)/pytest tests/gpu
 
 cluster-demo: $(DEV_READY) ## Bring up a cluster of real nodes, install the chart, serve the digits example, show it
 	$(ENCLOSED) $(BIN)/python tests/cluster/beds/play.py demo
@@ -108,6 +112,9 @@ bench-partition: $(DEV_READY) ## Recurrent models on two cores against one, and 
 	$(BIN)/python benchmarks/partition.py
 	$(BIN)/python benchmarks/partition_wide.py
 
+bench-partition-gpu: $(GPU_READY) ## Recurrent models on a GPU and a core (needs a GPU; changes .venv as test-gpu does)
+	$(BIN)/python benchmarks/partition_gpu.py
+
 bench-planner: $(DEV_READY) ## Gain of the planner over its baseline, over many random problems
 	$(BIN)/python benchmarks/planner_sweep.py
 
@@ -126,3 +133,9 @@ $(DEMO_READY): pyproject.toml | $(BIN)/python
 $(DEV_READY): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(DEMO_READY)
+
+# Both distributions of ONNX Runtime write into the same folder.
+$(GPU_READY): requirements/full.in $(DEV_READY)
+	$(BIN)/python -m pip uninstall --yes onnxruntime onnxruntime-gpu
+	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements/full.in
+	@touch $@

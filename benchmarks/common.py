@@ -9,8 +9,9 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
@@ -86,8 +87,15 @@ def machine() -> str:
     name = re.search(r"model name\s*: (.*)", info)
     processor = f"{name[1] if name else platform.machine()}"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    packages = ", ".join(f"{package} {version(package)}" for package in ("torch", "onnxruntime", "aiohttp", "numpy"))
+    there = (p for p in ("torch", "onnxruntime", "onnxruntime-gpu", "aiohttp", "numpy") if _installed(p))
+    packages = ", ".join(f"{package} {version(package)}" for package in there)
     return f"{len(cores())} cores of {processor}, {memory:.0f} GiB, Python {platform.python_version()}, {packages}"
+
+
+def _installed(package: str) -> bool:
+    with suppress(PackageNotFoundError):
+        return bool(version(package))
+    return False
 
 
 def cores() -> tuple[int, ...]:

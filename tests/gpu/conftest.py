@@ -1,7 +1,8 @@
 """Tests on a GPU that is there (`make test-gpu`). Where there is none, none of them is collected.
 
-This process is bound to the first GPU; FP32 is computed in FP32 (see `NVIDIA_TF32_OVERRIDE`), so that answers of a GPU
-can be held against those of a core.
+This process is bound to the first GPU. As far as NVIDIA's libraries obey, FP32 is computed in FP32
+(`NVIDIA_TF32_OVERRIDE`), so that answers of a GPU can be held against those of a core. Tests that read how much memory
+is free want the GPU for themselves: they are not for several processes.
 """
 
 from __future__ import annotations

@@ -93,7 +93,8 @@ def test_a_recurrent_member_answers_as_on_a_core(gpu: Device, core: Device, case
         there, here = (OnnxModel(member, path, inputs, outputs, device) for device in (gpu, core))
         for rows in (1, 5):
             batch = np.random.default_rng(rows).normal(size=(rows, *inputs[0].shape)).astype(np.float32)
-            np.testing.assert_allclose(there.predict([batch])[0], here.predict([batch])[0], rtol=1e-4, atol=1e-5)
+            # cuDNN multiplies in TF32 here all the same: a GRU of five rows was off by 5e-4 on an H200.
+            np.testing.assert_allclose(there.predict([batch])[0], here.predict([batch])[0], rtol=2e-3, atol=2e-3)
 
 
 def test_lack_of_memory_is_told_as_such(gpu: Device, case: Callable[..., Any]) -> None:
