@@ -137,6 +137,9 @@ class CudaOutOfMemoryError(RuntimeError):
             "Non-zero status code returned: Failed to allocate memory for requested buffer of size 1099511627776"
         ),
         RuntimeError("Exception during initialization: std::bad_alloc"),
+        RuntimeError(
+            "BFCArena::AllocateRawInternal Available memory of 1031936 is smaller than requested bytes of 4194304"
+        ),
     ],
 )
 def test_a_model_that_lacks_memory_for_a_full_batch_is_no_broken_one(error):
