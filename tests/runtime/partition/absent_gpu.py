@@ -6,11 +6,13 @@ as the real one where a partition depends on it, which is told by its sources:
 
 - `core/session/IOBinding.cc`: an input is copied, when it is bound, to the device whose operator reads it, unless it
   is there. Only what is bound where it is read is read anew by every run.
-- `core/providers/cuda/cuda_execution_provider.cc`, `user_compute_stream`: runs are queued in that stream; they are
-  awaited unless the run's options say `disable_synchronize_execution_providers`.
+- `core/providers/cuda/cuda_execution_provider.cc`, `user_compute_stream`: runs are queued in that stream, and nothing
+  waits for it.
 - `core/providers/cuda/rnn/cudnn_rnn_base.cc`: weights of recurrent operators are there twice, and the lengths of their
-  rows go up in every run, from memory that is given back in the next run that is awaited.
+  rows go up in every run, from memory that is given back behind the next run that is to be awaited: all are but those
+  whose options say `disable_synchronize_execution_providers`.
 - `core/providers/cuda/cuda_stream_handle.cc`: a session that is closed before aborts the process.
+- What an operator on the host makes within a run is copied from memory that the session's next run uses again.
 - Lengths, shapes and the like are read on the host, when the run is queued, by operators that compute on the GPU.
 
 Memory of the device begins as NaN, and whatever is read of the host's as if it were the device's, or the other way
@@ -26,6 +28,8 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -92,7 +96,7 @@ class AbsentGpu:
         self.odd: list[Bytes] = []
         """Tensors that runs were bound to, and that do not begin as ONNX Runtime's own do."""
         self.awaited = 0
-        """Runs that have waited for their stream."""
+        """Runs that were to be."""
         self.starts = True
         """Whether CUDA does; where it does not, ONNX Runtime warns and goes on without it."""
         self.refuses: Exception | None = None
@@ -109,8 +113,12 @@ class AbsentGpu:
         self.aborts = 0
         """So often a session was closed that had."""
         self.lost = False
+        self.stray = 0
+        """Runs on memory that somebody had given back, or whose host wrote where a copy had not been made."""
         self.queued = 0
         """Runs so far."""
+        self.kept: list[Any] = []
+        """What is queued."""
         self._free = threading.Event()
         self._free.set()
 
@@ -182,13 +190,19 @@ class AbsentGpu:
 
 class Binding:
     def __init__(self, gpu: AbsentGpu, session: Session) -> None:
-        self._gpu, self._session, self._iobinding = gpu, session, self
+        self._gpu, self._on_host = gpu, session.on_host
         self.inputs: dict[str, np.ndarray] = {}
         self.outputs: dict[str, np.ndarray] = {}
+        self.there: list[Bytes] = []
+        """Where these are, of the device's memory."""
+
+    @property
+    def _iobinding(self) -> Binding:
+        return self
 
     def bind_input(self, name: str, kind: str, _: int, dtype: Any, shape: Sequence[int], address: int) -> None:
         array = self._tensor(kind, dtype, shape, address)
-        wanted = "cpu" if name in self._session.on_host else "cuda"
+        wanted = "cpu" if name in self._on_host else "cuda"
         self.inputs[name] = array if kind == wanted else array.copy()
 
     def bind_output(self, name: str, kind: str, _: int, dtype: Any, shape: Sequence[int], address: int) -> None:
@@ -199,18 +213,53 @@ class Binding:
     def _tensor(self, kind: str, dtype: Any, shape: Sequence[int], address: int) -> np.ndarray:
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         self._gpu.check(kind, address, size)
-        if kind == "cuda" and address % 16:
-            self._gpu.odd.append((address, size))
+        if kind == "cuda":
+            self.there.append((address, size))
+            if address % 16:
+                self._gpu.odd.append((address, size))
         return at(address, size).view(dtype).reshape(shape)
+
+
+@dataclass
+class Work:
+    """What a session has the device do: not the session itself, which may be closed before that is done."""
+
+    gpu: AbsentGpu
+    real: Any
+    under_way: int = 0
+    left: list[int] = field(default_factory=list)
+    """The runs that have left something to be given back."""
+
+    def compute(self, binding: Binding, given: dict[str, np.ndarray], awaited: bool) -> None:
+        time.sleep(LATE)
+        if self.gpu.at_once and self.gpu.fails:
+            raise RuntimeError("this run fails")
+        self.gpu.free()
+        answers = self.real.run(list(binding.outputs), given)
+        for answer, array in zip(answers, binding.outputs.values(), strict=True):
+            array[...] = answer
+        self.under_way -= 1
+        if awaited:
+            self.left.clear()
+
+    def queue(self, compute: Callable[[], None], stream: int) -> None:
+        def work(_: object) -> None:
+            try:
+                compute()
+            except Exception as error:
+                self.gpu.failures.append(error)
+                self.gpu.lose()
+
+        self.gpu.kept.append(Queued(work))  # the library only has its address
+        assert self.gpu.stub.cuLaunchHostFunc(stream, self.gpu.kept[-1], None) in {0, 700}
 
 
 class Session:
     """On the device that is not there."""
 
     def __init__(self, gpu: AbsentGpu, real: Any, model: onnx.ModelProto, stream: int | None, recorded: bool) -> None:
-        self._gpu, self._real, self._sess, self._stream, self._recorded = gpu, real, self, stream, recorded
+        self._gpu, self._stream, self._recorded, self._work = gpu, stream, recorded, Work(gpu, real)
         self._op_types = {node.op_type for node in model.graph.node}
-        self._queued: list[Any] = []
         readers: dict[str, list[bool]] = {}
         for node in model.graph.node:
             for i, name in enumerate(node.input):
@@ -225,14 +274,18 @@ class Session:
             raise RuntimeError(f"Failed to allocate memory for requested buffer of size {weights}")
         weakref.finalize(self, gpu.stub.stub_give, weights)
         self._recurrent = bool(cached)
-        self._left: list[int] = []
-        weakref.finalize(self, gpu.closed, self._left)
+        weakref.finalize(self, gpu.closed, self._work.left)
+
+    @property
+    def _sess(self) -> Session:
+        return self
 
     def get_providers(self) -> list[str]:
         return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
     def get_input_memory_infos(self) -> list[SimpleNamespace]:
-        return [SimpleNamespace(name="Cpu" if x.name in self.on_host else "Cuda") for x in self._real.get_inputs()]
+        inputs = self._work.real.get_inputs()
+        return [SimpleNamespace(name="Cpu" if x.name in self.on_host else "Cuda") for x in inputs]
 
     def get_provider_graph_assignment_info(self) -> list[SimpleNamespace]:
         assert self._recorded, "it is only told where it was asked for when the session was opened"
@@ -245,42 +298,26 @@ class Session:
 
     def run_with_iobinding(self, binding: Binding, options: Any) -> None:
         assert self._stream is not None, "a run whose stream is not known cannot be waited for"
-        self._gpu.queued += 1
+        gpu, work = self._gpu, self._work
+        gpu.queued += 1
+        reused = work.under_way and gpu.host_only & self._op_types
+        gpu.stray += bool(reused) or not all(gpu.stub.stub_owns(*there) for there in binding.there)
         if self._recurrent:
-            self._left.append(self._gpu.queued)
-        self._gpu.left = max(self._gpu.left, len(self._left))
+            work.left.append(gpu.queued)
+        gpu.left = max(gpu.left, len(work.left))
         given = {name: x.copy() if name in self.on_host else x for name, x in binding.inputs.items()}
         awaited = not on(options.get_run_config_entry, "disable_synchronize_execution_providers")
-        if awaited:
-            self._gpu.awaited += 1
-            self._left.clear()
-        if self._gpu.at_once:
-            self._gpu.stub.cuStreamSynchronize(self._stream)
-            self._compute(binding, given)
-            return
-        self._queue(lambda: self._compute(binding, given))
-        if awaited:
-            self._gpu.stub.cuStreamSynchronize(self._stream)
-
-    def _compute(self, binding: Binding, given: dict[str, np.ndarray]) -> None:
-        time.sleep(LATE)
-        if self._gpu.at_once and self._gpu.fails:
-            raise RuntimeError("this run fails")
-        self._gpu.free()
-        answers = self._real.run(list(binding.outputs), given)
-        for answer, array in zip(answers, binding.outputs.values(), strict=True):
-            array[...] = answer
-
-    def _queue(self, compute: Callable[[], None]) -> None:
-        def work(_: object) -> None:
+        gpu.awaited += awaited
+        work.under_way += 1
+        if gpu.at_once:
+            gpu.stub.cuStreamSynchronize(self._stream)
             try:
-                compute()
-            except Exception as error:
-                self._gpu.failures.append(error)
-                self._gpu.lose()
-
-        self._queued.append(Queued(work))  # kept: the library only has its address
-        assert self._gpu.stub.cuLaunchHostFunc(self._stream, self._queued[-1], None) in {0, 700}
+                work.compute(binding, given, awaited)
+            finally:
+                if awaited:
+                    work.left.clear()
+            return
+        work.queue(partial(work.compute, binding, given, awaited), self._stream)
 
 
 def on(entry: Callable[[str], str], key: str) -> bool:

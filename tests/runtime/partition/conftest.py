@@ -49,7 +49,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, driver: Path, tmp_path: Path) -> Iterat
     found = install(monkeypatch, Path(shutil.copy(driver, tmp_path)))
     yield found
     gc.collect()
-    assert found.lost or not found.aborts
+    assert found.lost or not (found.aborts or found.stray)
 
 
 @pytest.fixture

@@ -392,6 +392,27 @@ def test_a_run_of_which_the_host_computes_a_part_is_awaited(devices: Devices, wh
     assert (gpu.queued, gpu.awaited) == (6, 3)
 
 
+def test_no_run_begins_before_the_host_has_done_its_part_of_the_one_before(
+    devices: Devices, whole: Any, gpu: AbsentGpu
+) -> None:
+    """Of the same session, which has one place for what the host makes (`gpu` sees to it)."""
+    gpu.host_only = {"Softplus"}
+    nodes = [
+        helper.make_node("Neg", ["x"], ["a"], name="core"),
+        helper.make_node("Softplus", ["a"], ["b"], name="first"),
+        helper.make_node("Abs", ["x"], ["c"], name="core too"),
+        helper.make_node("Softplus", ["c"], ["d"], name="second"),
+        helper.make_node("Concat", ["b", "d"], ["y"], name="core last", axis=1),
+    ]
+    graph = parse(_model(nodes, {"x": ["rows", 4]}, ["y"]), {"x": (3, 4)})
+    order = tuple(node.name for node in nodes)
+    placement = Placement({name: int("core" in name) for name in order}, order)
+    with closing(Executor(graph, placement, devices)) as both:
+        for x in batches(3, (3,), 4):
+            np.testing.assert_allclose(both.compute([x])[0], whole(graph.model).run(None, {"x": x})[0], rtol=1e-5)
+    assert gpu.queued == 6
+
+
 @pytest.mark.parametrize("permitted", [True, False])
 def test_what_crosses_is_pinned_where_the_driver_permits_it(
     recurrent_models: ModuleType, whole: Any, devices: Devices, gpu: AbsentGpu, caplog: Any, permitted: bool
