@@ -23,6 +23,7 @@ from ensemble_runtime.partition.agreement import Draw, disagreement, drawn, tole
 from ensemble_runtime.partition.execute import Executor
 from ensemble_runtime.partition.graph import Graph, parse
 from ensemble_runtime.partition.instance import SCARCE
+from ensemble_runtime.partition.lending import lent
 from ensemble_runtime.partition.opening import alternating, opened, overlapping
 from ensemble_runtime.partition.planning import LOWER, Costs, Opened, again, ways, ways_to_open
 from ensemble_runtime.partition.together import able, together
@@ -272,7 +273,7 @@ def _left_out(member: Member, devices: tuple[Device, Device], what: str) -> Iter
 
 
 def _proposals(case: _Case, names: Names, booked: int | None) -> Iterator[Proposal]:
-    """What to try: the plan, and, for the least time, layers that alternate between two devices of one kind.
+    """What to try: the plan, and, for the least time, layers that alternate between two devices of one kind (`lent`).
 
     The plan's operators are measured where they are placed, but not how they wait for each other. For the fewest bytes
     further plans follow, each with less room, for as long as nobody is content.
@@ -296,6 +297,8 @@ def _proposals(case: _Case, names: Names, booked: int | None) -> Iterator[Propos
         placement = alternating(changed)
         if any(placement.device.values()):
             yield Proposal(changed, placement, steps)
+        if steps and (found := lent(graph, steps)):
+            yield Proposal(*found, steps)
 
 
 def _plans(measured: Sequence[Opened], wanted: Partition, costs: Costs, times: int) -> Iterator[Proposal]:

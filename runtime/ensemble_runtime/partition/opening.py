@@ -6,7 +6,7 @@ wavefront. What lies between two layers is cut along with them (`glue`). All chu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ensemble_runtime.partition.glue import push
 from ensemble_runtime.partition.graph import Graph, Placement
@@ -49,20 +49,21 @@ def overlapping(graph: Graph, steps: int) -> dict[str, int]:
     }
 
 
-def opened(graph: Graph, steps: Mapping[str, int]) -> Graph:
+def opened(graph: Graph, steps: Mapping[str, int], apart: Mapping[str, Sequence[range]] | None = None) -> Graph:
     """The graph with some recurrent operators opened; it computes the same.
 
     Args:
         graph: The graph.
         steps: By operator, how many time steps a chunk has; 0 opens directions only. Operators that are not named,
             and those that cannot be opened (see `openings`), stay whole.
+        apart: By operator, as `recurrence.open_node` has it.
     """
     possible = openings(graph)
     rewriting = Rewriting(graph)
     for node in graph.light.graph.node:
         chunk = steps.get(node.name, 0)
         if node.name in possible and node.name in steps and divides(Recurrence(node), chunk, possible[node.name]):
-            open_node(rewriting, node, chunk)
+            open_node(rewriting, node, chunk, (apart or {}).get(node.name, ()))
         elif not push(rewriting, node):
             for name in graph.by_name[node.name].inputs:
                 rewriting.whole(name)
@@ -73,13 +74,13 @@ def opened(graph: Graph, steps: Mapping[str, int]) -> Graph:
 def alternating(graph: Graph) -> Placement:
     """Every other recurrent layer on the second device, and what follows a layer on the device of that layer.
 
-    All chunks of a layer, which share its weights, are on one device; directions and branches count as layers.
+    All chunks of a layer, which share recurrent weights, are on one device; directions and branches count as layers.
     """
-    layers: dict[tuple[str, ...], int] = {}
+    layers: dict[str, int] = {}
     device: dict[str, int] = {}
     for operator in graph.operators:
         if operator.op_type in RECURRENT:
-            device[operator.name] = layers.setdefault(operator.weights, len(layers)) % 2
+            device[operator.name] = layers.setdefault(graph.nodes[operator.name].input[2], len(layers)) % 2
         else:
             device[operator.name] = next((device[x] for x in graph.predecessors[operator.name]), 0)
     return Placement(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -104,20 +105,22 @@ def divides(recurrence: Recurrence, steps: int, length: int) -> bool:
     return len(recurrence.directions) > 1 or recurrence.batch_first or 0 < steps < length
 
 
-def open_node(rewriting: Rewriting, node: onnx.NodeProto, steps: int) -> None:
+def open_node(rewriting: Rewriting, node: onnx.NodeProto, steps: int, apart: Sequence[range] = ()) -> None:
     """Write a node's directions and chunks, and say where its outputs are.
 
     Args:
         rewriting: Where to.
         node: A node that is `openable`.
         steps: Time steps of a chunk; 0, or as many as there are, does not cut time.
+        apart: Chunks, all of so many steps or one by itself, whose inputs are multiplied by the weights by operators of
+            their own, those of a range at once; of a node of one direction whose rows are all as long.
     """
     recurrence = Recurrence(node)
     x = time_first(rewriting, recurrence)
     length = rewriting.graph.tensors[recurrence.input(0)].shape[1 if recurrence.batch_first else 0]
     cuts = 0 < steps < length and rewriting.opset >= _opset_of_chunks(recurrence)
     bounds = (*range(0, length, steps), length) if cuts else (0, length)
-    sides = [_Side(rewriting, recurrence, side).write(x, bounds) for side in range(len(recurrence.directions))]
+    sides = [_Side(rewriting, recurrence, side).write(x, bounds, apart) for side in range(len(recurrence.directions))]
     join_sides(rewriting, recurrence, sides, bounds)
 
 
@@ -147,19 +150,21 @@ class _Side:
         self._direction = recurrence.directions[side]
         self._name = recurrence.node.name + (f"/{self._direction}" if len(recurrence.directions) > 1 else "")
         self._hidden = _hidden(rewriting, recurrence)
+        self._made: set[str] = set()
         keep = {k: v for k, v in recurrence.attributes.items() if not k.startswith("activation")}
         keep |= recurrence.activations(side) or {}
         keep |= {"direction": self._direction, "hidden_size": self._hidden}
         keep.pop("layout", None)
         self._attributes = keep
 
-    def write(self, x: str, bounds: tuple[int, ...]) -> Written:
+    def write(self, x: str, bounds: tuple[int, ...], apart: Sequence[range]) -> Written:
         """Write the chunks in the order in which the state passes through them."""
         of, count = self._of, len(bounds) - 1
         pieces = self._to.cut(x, 0, bounds) if count > 1 else Pieces(0, (self._to.whole(x),), bounds)
         weights = [self._share(of.input(i)) for i in (1, 2, 3)]
         peepholes = [self._share(of.input(7))] if of.kind == "LSTM" else []
         states = self._initial_states(pieces.names[0]) if count > 1 or any(of.states) else []
+        products = {k: y for chunks in apart for k, y in self._products(x, chunks, bounds).items()}
         order = range(count) if self._direction == "forward" else range(count - 1, -1, -1)
         chunks = [""] * count
         for k in order:
@@ -167,11 +172,48 @@ class _Side:
             lengths = self._lengths(k, bounds, name)
             found = [f"{name}/Y", *(f"{name}/{state}" for state in ("h", "c")[: len(of.states)])]
             given = states or ["" for _ in of.states]
-            self._to.add(
-                of.kind, [pieces.names[k], *weights, lengths, *given, *peepholes], found, name, **self._attributes
-            )
+            # What is multiplied by the weights elsewhere is multiplied by 1 here: the products are the weights.
+            read = [self._ones(pieces.names[k], bounds[k + 1] - bounds[k]), products[k]] if k in products else []
+            read = [*(read or [pieces.names[k], weights[0]]), *weights[1:], lengths, *given, *peepholes]
+            self._to.add(of.kind, read, found, name, **self._attributes)
             chunks[k], states = found[0], self._carried(lengths, states, found[1:], name, count)
         return Written(tuple(chunks), tuple(states))
+
+    def _products(self, x: str, chunks: range, bounds: tuple[int, ...]) -> dict[int, str]:
+        """The inputs of some chunks times the weights, of each chunk as (1, gates, steps by rows)."""
+        to, name = self._to, f"{self._name}/products/{chunks[0]}"
+        start, stop = bounds[chunks[0]], bounds[chunks[-1] + 1]
+        if len(chunks) == 1:
+            part = to.cut(x, 0, bounds).names[chunks[0]]
+        else:
+            part = to.cut(x, 0, (0, start, stop, bounds[-1])).names[1]
+        value = to.value(self._of.input(1))
+        assert value is not None, "openable nodes have constant weights"
+        weights = to.weight(f"{self._of.input(1)}/turned", np.ascontiguousarray(value[0].T))
+        shape = to.weight(f"{name}/shape", np.array([len(chunks), -1, value.shape[1]], np.int64))
+        (all_rows,) = to.add("MatMul", [part, weights], [f"{name}/rows"], f"{name}/rows")
+        (by_chunk,) = to.add("Reshape", [all_rows, shape], [f"{name}/chunks"], f"{name}/chunks")
+        (turned,) = to.add("Transpose", [by_chunk], [name], name, perm=[0, 2, 1])
+        found = to.cut(turned, 0, tuple(range(len(chunks) + 1))).names if len(chunks) > 1 else (turned,)
+        return dict(zip(chunks, found, strict=True))
+
+    def _ones(self, x: str, steps: int) -> str:
+        """As (steps, rows, steps by rows), a 1 in each row and column; it depends on the number of rows only."""
+        name = f"{self._name}/ones{steps}"
+        if name in self._made:
+            return name
+        self._made.add(name)
+        to = self._to
+        (shape,) = to.add("Shape", [x], [f"{name}/x"], f"{name}/x")
+        both = to.weight("partition/0,1", np.array([0, 1], np.int64))
+        (lengths,) = to.add("Gather", [shape, both], [f"{name}/lengths"], f"{name}/lengths")
+        (count,) = to.add("ReduceProd", [lengths], [f"{name}/count"], f"{name}/count", keepdims=1)
+        (square,) = to.add("Concat", [count, count], [f"{name}/square"], f"{name}/square", axis=0)
+        zero = helper.make_tensor("zero", self._elements(), [1], [0.0])
+        (zeros,) = to.add("ConstantOfShape", [square], [f"{name}/zeros"], f"{name}/zeros", value=zero)
+        (diagonal,) = to.add("EyeLike", [zeros], [f"{name}/diagonal"], f"{name}/diagonal")
+        (wanted,) = to.add("Concat", [lengths, count], [f"{name}/shape"], f"{name}/shape", axis=0)
+        return to.add("Reshape", [diagonal, wanted], [name], name)[0]
 
     def _share(self, name: str) -> str:
         """This direction's part of a weight."""

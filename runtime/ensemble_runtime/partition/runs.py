@@ -5,13 +5,16 @@ are views of one buffer. Those that turn the axes of an input are done where the
 that depend on nothing but shapes are computed once for each number of rows.
 
 What is left is cut where a device has to wait for the other, or the other waits for it, so that tensors cross as early
-as they can; and around operators that share weights, such as the chunks of a layer, so that one session computes all.
+as they can; and around operators that share weights, such as the chunks of a layer, so that one session computes all;
+a product among these takes along what turns its axes.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import onnx
 
@@ -190,6 +193,7 @@ def _groups(
     device = placement.device
     feeding = {other for x in working for other in needs[x.name] if device[other] != device[x.name]}
     alone = _alone(graph, working)
+    turned = _turned_products(device, working, needs, alone)
     groups: list[list[str]] = []
     open_groups: dict[int, list[str] | None] = {0: None, 1: None}
     known = {0: -1, 1: -1}  # how far each device knows the other one to be
@@ -202,8 +206,8 @@ def _groups(
             groups.append(group)
         group.append(operator.name)
         known[own] = max(known[own], latest)
-        closed = operator.name in feeding or operator.name in alone
-        open_groups[own] = None if closed else group
+        ends = operator.name in alone or operator.name in turned.values()
+        open_groups[own] = None if operator.name in feeding or (ends and operator.name not in turned) else group
     return groups
 
 
@@ -214,6 +218,21 @@ def _alone(graph: Graph, working: Sequence[Operator]) -> set[str]:
             readers.setdefault(weight, []).append(operator.name)
     shared = (names for weight, names in readers.items() if len(names) > 1 and graph.weights[weight] >= _HEAVY)
     return {name for names in shared for name in names}
+
+
+def _turned_products(
+    device: Mapping[str, int], working: Sequence[Operator], needs: Mapping[str, frozenset[str]], alone: set[str]
+) -> dict[str, str]:
+    """The products, of those that share weights, that a transposition follows and nobody else reads; with that."""
+    readers = Counter(other for x in working for other in needs[x.name])
+    found = {}
+    for own in (0, 1):
+        for product, turn in pairwise(x for x in working if device[x.name] == own):
+            kinds = product.op_type, turn.op_type
+            only = needs[turn.name] == {product.name} and readers[product.name] == 1
+            if only and kinds == ("MatMul", "Transpose") and product.name in alone:
+                found[product.name] = turn.name
+    return found
 
 
 def _run(
