@@ -6,11 +6,11 @@ wavefront. What lies between two layers is cut along with them (`glue`). All chu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from ensemble_runtime.partition.glue import push
 from ensemble_runtime.partition.graph import Graph, Placement
-from ensemble_runtime.partition.recurrence import Recurrence, divides, open_node, openable
+from ensemble_runtime.partition.recurrence import Cut, Recurrence, divides, open_node, openable
 from ensemble_runtime.partition.rewriting import Rewriting, opset_of
 
 RECURRENT = ("LSTM", "GRU", "RNN")
@@ -49,21 +49,21 @@ def overlapping(graph: Graph, steps: int) -> dict[str, int]:
     }
 
 
-def opened(graph: Graph, steps: Mapping[str, int], apart: Mapping[str, Sequence[range]] | None = None) -> Graph:
+def opened(graph: Graph, steps: Mapping[str, int], cuts: Mapping[str, Cut] | None = None) -> Graph:
     """The graph with some recurrent operators opened; it computes the same.
 
     Args:
         graph: The graph.
         steps: By operator, how many time steps a chunk has; 0 opens directions only. Operators that are not named,
             and those that cannot be opened (see `openings`), stay whole.
-        apart: By operator, as `recurrence.open_node` has it.
+        cuts: By operator, other chunks than of so many steps.
     """
     possible = openings(graph)
     rewriting = Rewriting(graph)
     for node in graph.light.graph.node:
         chunk = steps.get(node.name, 0)
         if node.name in possible and node.name in steps and divides(Recurrence(node), chunk, possible[node.name]):
-            open_node(rewriting, node, chunk, (apart or {}).get(node.name, ()))
+            open_node(rewriting, node, chunk, (cuts or {}).get(node.name))
         elif not push(rewriting, node):
             for name in graph.by_name[node.name].inputs:
                 rewriting.whole(name)

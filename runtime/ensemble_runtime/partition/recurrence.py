@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -105,23 +104,33 @@ def divides(recurrence: Recurrence, steps: int, length: int) -> bool:
     return len(recurrence.directions) > 1 or recurrence.batch_first or 0 < steps < length
 
 
-def open_node(rewriting: Rewriting, node: onnx.NodeProto, steps: int, apart: Sequence[range] = ()) -> None:
+@dataclass(frozen=True)
+class Cut:
+    """Chunks of one node, of any lengths, and whose inputs are multiplied by the weights by operators of their own."""
+
+    bounds: tuple[int, ...]
+    """Where chunks begin and end: one more than there are chunks."""
+    apart: tuple[range, ...]
+    """Chunks of one length each time, for which that is done at once."""
+
+
+def open_node(rewriting: Rewriting, node: onnx.NodeProto, steps: int, cut: Cut | None = None) -> None:
     """Write a node's directions and chunks, and say where its outputs are.
 
     Args:
         rewriting: Where to.
         node: A node that is `openable`.
         steps: Time steps of a chunk; 0, or as many as there are, does not cut time.
-        apart: Chunks, all of so many steps or one by itself, whose inputs are multiplied by the weights by operators of
-            their own, those of a range at once; of a node of one direction whose rows are all as long.
+        cut: Other chunks than of so many steps, of a node of one direction whose rows are all as long.
     """
     recurrence = Recurrence(node)
     x = time_first(rewriting, recurrence)
     length = rewriting.graph.tensors[recurrence.input(0)].shape[1 if recurrence.batch_first else 0]
     cuts = 0 < steps < length and rewriting.opset >= _opset_of_chunks(recurrence)
     bounds = (*range(0, length, steps), length) if cuts else (0, length)
-    sides = [_Side(rewriting, recurrence, side).write(x, bounds, apart) for side in range(len(recurrence.directions))]
-    join_sides(rewriting, recurrence, sides, bounds)
+    cut = cut if cut and cuts else Cut(bounds, ())
+    sides = [_Side(rewriting, recurrence, side).write(x, cut) for side in range(len(recurrence.directions))]
+    join_sides(rewriting, recurrence, sides, cut.bounds)
 
 
 def _opset_of_chunks(recurrence: Recurrence) -> int:
@@ -157,14 +166,14 @@ class _Side:
         keep.pop("layout", None)
         self._attributes = keep
 
-    def write(self, x: str, bounds: tuple[int, ...], apart: Sequence[range]) -> Written:
+    def write(self, x: str, cut: Cut) -> Written:
         """Write the chunks in the order in which the state passes through them."""
-        of, count = self._of, len(bounds) - 1
+        of, bounds, count = self._of, cut.bounds, len(cut.bounds) - 1
         pieces = self._to.cut(x, 0, bounds) if count > 1 else Pieces(0, (self._to.whole(x),), bounds)
         weights = [self._share(of.input(i)) for i in (1, 2, 3)]
         peepholes = [self._share(of.input(7))] if of.kind == "LSTM" else []
         states = self._initial_states(pieces.names[0]) if count > 1 or any(of.states) else []
-        products = {k: y for chunks in apart for k, y in self._products(x, chunks, bounds).items()}
+        products = {k: y for chunks in cut.apart for k, y in self._products(x, chunks, bounds).items()}
         order = range(count) if self._direction == "forward" else range(count - 1, -1, -1)
         chunks = [""] * count
         for k in order:
