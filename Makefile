@@ -136,6 +136,7 @@ $(DEV_READY): pyproject.toml | $(BIN)/python
 
 # Both distributions of ONNX Runtime write into the same folder.
 $(GPU_READY): requirements/full.in $(DEV_READY)
+	@$(BIN)/python -c 'import sys; from ensemble_runtime.devices.nvidia import gpus; sys.exit(None if gpus() else "There is no NVIDIA GPU here")'
 	$(BIN)/python -m pip uninstall --yes onnxruntime onnxruntime-gpu
 	$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements/full.in
 	@touch $@

@@ -1,4 +1,5 @@
-"""Tests on a GPU that is there (`make test-gpu`). Where there is none, none of them is collected.
+"""Tests on a GPU that is there (`make test-gpu`). Where there is none, or ONNX Runtime cannot use it, or several
+processes test at once (`make test`), none of them is collected.
 
 This process is bound to the first GPU. As far as NVIDIA's libraries obey, FP32 is computed in FP32
 (`NVIDIA_TF32_OVERRIDE`), so that answers of a GPU can be held against those of a core. Tests that read how much memory
@@ -34,7 +35,8 @@ from ensemble_runtime.devices import nvidia
 from ensemble_runtime.devices.binding import bind
 from ensemble_runtime.devices.local import discover
 
-collect_ignore_glob = [] if nvidia.gpus() else ["test_*.py"]
+_ABLE = "CUDAExecutionProvider" in onnxruntime.get_available_providers() and nvidia.gpus()
+collect_ignore_glob = [] if _ABLE and "PYTEST_XDIST_WORKER" not in os.environ else ["test_*.py"]
 
 Case = tuple[Member, Path, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 """What `load` and its like take first."""

@@ -208,7 +208,7 @@ def test_lack_of_memory_on_the_gpu_is_told_as_such(
     case: Callable[..., Any], recurrent_models: ModuleType, devices: tuple[Device, Device]
 ) -> None:
     gpu, core = devices
-    small = gpu.model_copy(update={"memory_bytes": 2**20}) if hasattr(gpu, "model_copy") else gpu
+    small = gpu.model_copy(update={"memory_bytes": 2**20})
     graph = parse(recurrent_models.stacked("LSTM", 256, 2, 8), {"x": (2, 8, 256)})
     with pytest.raises(OutOfMemoryError, match="memory"):
         Executor(graph, Placement({x.name: 0 for x in graph.operators}), (small, core))

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from threading import Barrier
+from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import numpy as np
@@ -174,17 +174,21 @@ def measured_in_place(
 
 def _bench(graph: Graph, device: Device, room: float) -> _Bench | _Piecemeal:
     """A graph on a device; a GPU that has no room for all of it at once holds one kind of operators at a time."""
-    names = [operator.name for operator in graph.operators]
     if device.kind is not DeviceKind.GPU:
         return _Bench(graph, device)
-    if _held(graph, names) <= room:
-        try:
-            bench = _Bench(graph, device)
-            bench.seconds(1)  # what it computes with has to have room as well
-            return bench
-        except OutOfMemoryError as error:
-            log.info("%s: measured operator by operator, %s", device.name, error)
-    return _Piecemeal(graph, device, room)
+    fits = _held(graph, [operator.name for operator in graph.operators]) <= room
+    return (_tried(graph, device) if fits else None) or _Piecemeal(graph, device, room)
+
+
+def _tried(graph: Graph, device: Device) -> _Bench | None:
+    """A graph on a device that has room for it, and for what it computes with; else nothing of it is left there."""
+    try:
+        bench = _Bench(graph, device)
+        bench.seconds(1)
+        return bench
+    except OutOfMemoryError as error:
+        log.info("%s: measured operator by operator, %s", device.name, error)
+    return None
 
 
 class _Piecemeal:
@@ -256,6 +260,9 @@ def _both(places: Sequence[Place], measures: Sequence[Callable[[int, Barrier], A
     both = [place.call(measure, rounds, barrier) for place, measure in zip(places, measures, strict=True)]
     for future in both:  # whoever fails must not leave the other waiting for the next round
         future.add_done_callback(lambda done: barrier.abort() if done.exception() else None)
+    errors = [error for each in both if (error := each.exception())]
+    for error in sorted(errors, key=lambda x: isinstance(x, BrokenBarrierError)):  # which only tells of the other's
+        raise error
     return [each.result() for each in both]
 
 

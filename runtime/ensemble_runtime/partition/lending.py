@@ -6,8 +6,8 @@ the first chunks of the first layer all of it is done at once, while the very fi
 ahead, and has time to multiply for the last chunks of the other.
 
 A stack of two GRU or LSTM layers (256 units, 64 steps, one row) takes 3 to 5 % less time so, at other moments of a
-machine as much as without; with eight rows it takes more. Each device holds the input weights of both layers. The trial
-decides.
+machine as much as without, and one of 512 units more. Each device holds the input weights of both layers, and its own
+layer's other weights twice, for chunks with products and without. The trial decides.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from itertools import accumulate
 from ensemble_runtime.partition.graph import Graph, Placement
 from ensemble_runtime.partition.opening import alternating, opened, openings, overlapping
 from ensemble_runtime.partition.recurrence import Cut, Recurrence
+from ensemble_runtime.partition.rewriting import opset_of
 
+_OPSET = 9
+"""Below that not every node is cut in time."""
 SHORT, TAIL, BEHIND = 4, 2, 4
-"""So many chunks are short at the beginning, and so many, with what is left, at the end; and so many of the second
-layer's last ones are given their products. What is saved for the first layer pays for these."""
+"""So many chunks are short at the beginning, and at least so many full ones, with what is left, at the end; and so many
+of the second layer's last ones are given their products. What is saved for the first layer pays for these."""
 
 
 def lent(graph: Graph, steps: int) -> tuple[Graph, Placement] | None:
@@ -30,11 +33,13 @@ def lent(graph: Graph, steps: int) -> tuple[Graph, Placement] | None:
     Chunks have so many steps, in the middle twice as many, for each costs a call; the first ones are short, so that the
     other device has something to do soon, and the last ones, so that it is through soon.
 
-    None where there are not two layers in one direction, of as many steps each, or too few of these.
+    None where there are not two layers in one direction, of as many steps each, or too few of these; where there are
+    several rows, which would meet in the products (what is not a number in one of them would be in all); and in an
+    opset that is too old.
     """
     layers = [Recurrence(node) for node in graph.light.graph.node if node.name in overlapping(graph, steps)]
     names, lengths = [layer.node.name for layer in layers], {openings(graph)[layer.node.name] for layer in layers}
-    plain = all(layer.directions == ("forward",) and not layer.input(4) for layer in layers)
+    plain = opset_of(graph.light) >= _OPSET and all(_plain(graph, layer) for layer in layers)
     bounds = _bounds(lengths.pop(), steps) if len(layers) == 2 and len(lengths) == 1 and plain and steps else ()
     if not bounds:
         return None
@@ -54,6 +59,12 @@ def lent(graph: Graph, steps: int) -> tuple[Graph, Placement] | None:
     return changed, Placement(device, tuple(_in_order(changed, wanted)))
 
 
+def _plain(graph: Graph, layer: Recurrence) -> bool:
+    """Whether a layer has one direction and one row, all of it."""
+    one_row = graph.tensors[layer.input(0)].shape[0 if layer.batch_first else 1] == 1
+    return layer.directions == ("forward",) and one_row and not layer.input(4)
+
+
 def _bounds(length: int, steps: int) -> tuple[int, ...]:
     """Where chunks begin and end; none where there are not at least two long ones."""
     long = (length - (SHORT + TAIL) * steps - 1) // (2 * steps)
@@ -64,13 +75,13 @@ def _bounds(length: int, steps: int) -> tuple[int, ...]:
 def _in_order(graph: Graph, wanted: Iterable[str]) -> list[str]:
     """All operators: those that are named in their order, each right behind what it reads."""
     found: dict[str, None] = {}
-
-    def put(name: str) -> None:
-        if name not in found:
-            for before in graph.predecessors[name]:
-                put(before)
-            found[name] = None
-
     for name in (*wanted, *(operator.name for operator in graph.operators)):
-        put(name)
+        lacking: set[str] = set()
+        ahead = [name]
+        while ahead:
+            one = ahead.pop()
+            if one not in found and one not in lacking:
+                lacking.add(one)
+                ahead += graph.predecessors[one]
+        found |= dict.fromkeys(sorted(lacking, key=graph.positions.__getitem__))
     return list(found)

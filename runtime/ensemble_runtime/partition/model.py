@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -273,7 +273,7 @@ def _left_out(member: Member, devices: tuple[Device, Device], what: str) -> Iter
 
 
 def _proposals(case: _Case, names: Names, booked: int | None) -> Iterator[Proposal]:
-    """What to try: the plan, and, for the least time, layers that alternate between two devices of one kind (`lent`).
+    """What to try: the plan, and, for the least time, layers that alternate between two devices of one kind.
 
     The plan's operators are measured where they are placed, but not how they wait for each other. For the fewest bytes
     further plans follow, each with less room, for as long as nobody is content.
@@ -290,15 +290,18 @@ def _proposals(case: _Case, names: Names, booked: int | None) -> Iterator[Propos
     if case.small or case.on_gpu:
         return
     for steps in ways_to_open(graph):
-        try:
-            changed = graph if steps is None else opened(graph, overlapping(graph, steps))
-        except ModelInvalidError:  # which the plan has warned of
-            continue
-        placement = alternating(changed)
-        if any(placement.device.values()):
-            yield Proposal(changed, placement, steps)
-        if steps and (found := lent(graph, steps)):
-            yield Proposal(*found, steps)
+        with suppress(ModelInvalidError):  # which the plan has warned of
+            yield from _in_turn(graph, steps)
+
+
+def _in_turn(graph: Graph, steps: int | None) -> Iterator[Proposal]:
+    """Layers that alternate between two devices; and two that lend each other a hand."""
+    changed = graph if steps is None else opened(graph, overlapping(graph, steps))
+    placement = alternating(changed)
+    if any(placement.device.values()):
+        yield Proposal(changed, placement, steps)
+    if steps and (found := lent(graph, steps)):
+        yield Proposal(*found, steps)
 
 
 def _plans(measured: Sequence[Opened], wanted: Partition, costs: Costs, times: int) -> Iterator[Proposal]:

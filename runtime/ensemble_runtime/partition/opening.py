@@ -76,11 +76,11 @@ def alternating(graph: Graph) -> Placement:
 
     All chunks of a layer, which share recurrent weights, are on one device; directions and branches count as layers.
     """
-    layers: dict[str, int] = {}
+    layers: dict[tuple[str, ...], int] = {}
     device: dict[str, int] = {}
     for operator in graph.operators:
         if operator.op_type in RECURRENT:
-            device[operator.name] = layers.setdefault(graph.nodes[operator.name].input[2], len(layers)) % 2
+            device[operator.name] = layers.setdefault(tuple(graph.nodes[operator.name].input[2:3]), len(layers)) % 2
         else:
             device[operator.name] = next((device[x] for x in graph.predecessors[operator.name]), 0)
     return Placement(device)

@@ -121,7 +121,7 @@ def open_node(rewriting: Rewriting, node: onnx.NodeProto, steps: int, cut: Cut |
         rewriting: Where to.
         node: A node that is `openable`.
         steps: Time steps of a chunk; 0, or as many as there are, does not cut time.
-        cut: Other chunks than of so many steps, of a node of one direction whose rows are all as long.
+        cut: Other chunks than of so many steps, of a node of one direction; with one row where some are apart.
     """
     recurrence = Recurrence(node)
     x = time_first(rewriting, recurrence)
@@ -182,14 +182,14 @@ class _Side:
             found = [f"{name}/Y", *(f"{name}/{state}" for state in ("h", "c")[: len(of.states)])]
             given = states or ["" for _ in of.states]
             # What is multiplied by the weights elsewhere is multiplied by 1 here: the products are the weights.
-            read = [self._ones(pieces.names[k], bounds[k + 1] - bounds[k]), products[k]] if k in products else []
+            read = [self._ones(bounds[k + 1] - bounds[k]), products[k]] if k in products else []
             read = [*(read or [pieces.names[k], weights[0]]), *weights[1:], lengths, *given, *peepholes]
             self._to.add(of.kind, read, found, name, **self._attributes)
             chunks[k], states = found[0], self._carried(lengths, states, found[1:], name, count)
         return Written(tuple(chunks), tuple(states))
 
     def _products(self, x: str, chunks: range, bounds: tuple[int, ...]) -> dict[int, str]:
-        """The inputs of some chunks times the weights, of each chunk as (1, gates, steps by rows)."""
+        """The inputs of some chunks, of one row, times the weights, of each chunk as (1, gates, steps)."""
         to, name = self._to, f"{self._name}/products/{chunks[0]}"
         start, stop = bounds[chunks[0]], bounds[chunks[-1] + 1]
         if len(chunks) == 1:
@@ -199,30 +199,23 @@ class _Side:
         value = to.value(self._of.input(1))
         assert value is not None, "openable nodes have constant weights"
         weights = to.weight(f"{self._of.input(1)}/turned", np.ascontiguousarray(value[0].T))
-        shape = to.weight(f"{name}/shape", np.array([len(chunks), -1, value.shape[1]], np.int64))
+        wanted = np.array([len(chunks), -1, value.shape[1]], np.int64)
+        shape = to.weight("partition/" + ",".join(map(str, wanted)), wanted)  # alike products are of one session
         (all_rows,) = to.add("MatMul", [part, weights], [f"{name}/rows"], f"{name}/rows")
         (by_chunk,) = to.add("Reshape", [all_rows, shape], [f"{name}/chunks"], f"{name}/chunks")
         (turned,) = to.add("Transpose", [by_chunk], [name], name, perm=[0, 2, 1])
         found = to.cut(turned, 0, tuple(range(len(chunks) + 1))).names if len(chunks) > 1 else (turned,)
         return dict(zip(chunks, found, strict=True))
 
-    def _ones(self, x: str, steps: int) -> str:
-        """As (steps, rows, steps by rows), a 1 in each row and column; it depends on the number of rows only."""
+    def _ones(self, steps: int) -> str:
+        """As (steps, 1, steps), a 1 in each row and column; no weight, so that chunks of any length are alike."""
         name = f"{self._name}/ones{steps}"
-        if name in self._made:
-            return name
-        self._made.add(name)
-        to = self._to
-        (shape,) = to.add("Shape", [x], [f"{name}/x"], f"{name}/x")
-        both = to.weight("partition/0,1", np.array([0, 1], np.int64))
-        (lengths,) = to.add("Gather", [shape, both], [f"{name}/lengths"], f"{name}/lengths")
-        (count,) = to.add("ReduceProd", [lengths], [f"{name}/count"], f"{name}/count", keepdims=1)
-        (square,) = to.add("Concat", [count, count], [f"{name}/square"], f"{name}/square", axis=0)
-        zero = helper.make_tensor("zero", self._elements(), [1], [0.0])
-        (zeros,) = to.add("ConstantOfShape", [square], [f"{name}/zeros"], f"{name}/zeros", value=zero)
-        (diagonal,) = to.add("EyeLike", [zeros], [f"{name}/diagonal"], f"{name}/diagonal")
-        (wanted,) = to.add("Concat", [lengths, count], [f"{name}/shape"], f"{name}/shape", axis=0)
-        return to.add("Reshape", [diagonal, wanted], [name], name)[0]
+        if name not in self._made:
+            self._made.add(name)
+            datatype = self._to.graph.tensors[self._of.input(0)].datatype
+            value = np.eye(steps, dtype=datatype).reshape(steps, 1, steps)
+            self._to.add("Identity", [self._to.weight(f"{name}/w", value)], [name], name)
+        return name
 
     def _share(self, name: str) -> str:
         """This direction's part of a weight."""

@@ -20,7 +20,7 @@ from ensemble_runtime.devices.cuda import Cuda, CudaError, Stream
 from ensemble_runtime.partition.sessions import call
 
 Calls = dict[int, tuple[Callable[[], None], object]]
-"""By session, its last run that was not awaited, to be done again, and the memory that this reads and writes."""
+"""By session, its last run that was not awaited, to be done again, with the session and what this reads and writes."""
 
 
 class Unawaited:
@@ -42,7 +42,7 @@ class Unawaited:
             memory: Where these are; kept for as long as the run may be done again.
         """
         calls, key = self._calls, id(session)
-        again = call(session, binding), memory
+        again = call(session, binding), (session, memory)
         ahead = call(session, binding, ahead=True)
 
         def queue() -> None:
