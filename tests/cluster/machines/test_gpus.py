@@ -50,6 +50,18 @@ def given(ensemble: Served, count: int) -> dict[str, list[str]]:
     return gpus(ensemble)
 
 
+def placed(ensemble: Served) -> dict[str, Any]:
+    """The one row of its matrix, as soon as there is one: there is none while its pod is made anew."""
+    found: list[dict[str, Any]] = []
+
+    def there() -> bool:
+        found[:] = ensemble.space.status(ensemble.name).get("matrix", ())
+        return len(found) == 1
+
+    wait_for(there, "one device in its matrix", 60)
+    return found[0]
+
+
 def told(ensemble: Served, words: str) -> None:
     """Wait until the condition says so."""
 
@@ -68,15 +80,14 @@ def test_a_pod_sees_its_own_gpu_and_another_takes_its_place_when_that_breaks(mac
     before = given(one, 1)
     ((own,),) = before.values()
     told(one, f"container runtime ended with 69: gpu0: {NO_CUDA}")
-    (row,) = one.space.status(one.name)["matrix"]
+    row = placed(one)
     assert (row["node"], row["device"], row["type"], row["source"]) == (NODE, "gpu0", A100, "Labels")
     node.break_gpus(own)
     try:
         wait_for(lambda: not before.keys() & gpus(one).keys(), "the pod gone", 120)
         ((uuid,),) = given(one, 1).values()
         assert {uuid, own} == set(node.place.gpus)
-        (row,) = one.space.status(one.name)["matrix"]
-        assert row["node"] == NODE
+        assert placed(one)["node"] == NODE
     finally:
         node.break_gpus()
         wait_for(lambda: node.allocatable("nvidia.com/gpu") == 2, "both GPUs back")
@@ -93,7 +104,7 @@ def test_a_pod_sees_the_gpu_that_it_claimed(machines: Machines, served: Make) ->
     (pod,) = claiming.pods()
     (device,) = json.loads(pod["metadata"]["annotations"]["ensembles.dev/devices"])
     assert pod["spec"]["nodeName"] == node.name and device["uuid"] in node.place.gpus
-    (row,) = claiming.space.status(claiming.name)["matrix"]
+    row = placed(claiming)
     assert (row["node"], row["device"], row["type"], row["source"]) == (node.name, "gpu-0", A100, "ResourceSlices")
     (other,) = set(node.place.gpus) - {device["uuid"]}
     assert seen_by_a_claim(machines, claiming.space.namespace) == [other], "the ensemble holds the first"
