@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -29,3 +33,15 @@ class Streams(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::", 1)[0]
         return next((stream for stream in STREAMS if file.startswith(stream)), file)
+
+
+@pytest.fixture(scope="session")
+def recurrent_models() -> ModuleType:
+    """The module that builds the benchmarks' recurrent models."""
+    path = Path(__file__).parents[1] / "benchmarks" / "recurrent_models.py"
+    spec = importlib.util.spec_from_file_location("recurrent_models", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

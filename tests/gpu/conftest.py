@@ -8,9 +8,7 @@ is free want the GPU for themselves: they are not for several processes.
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -41,8 +39,6 @@ collect_ignore_glob = [] if _ABLE and "PYTEST_XDIST_WORKER" not in os.environ el
 Case = tuple[Member, Path, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 """What `load` and its like take first."""
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture(scope="session")
 def gpu() -> Device:
@@ -58,17 +54,6 @@ def core() -> Device:
     """One core, the last of this process."""
     last = max(os.sched_getaffinity(0))
     return Device(name=f"core-{last}", kind=DeviceKind.CPU, type="cpu-1", memory_bytes=2**32, cores=(last,))
-
-
-@pytest.fixture(scope="session")
-def recurrent_models() -> ModuleType:
-    """The module that builds the benchmarks' recurrent models."""
-    spec = importlib.util.spec_from_file_location("recurrent_models", BENCHMARKS / "recurrent_models.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")

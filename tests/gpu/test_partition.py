@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from types import ModuleType
 from typing import Any
@@ -14,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnx.backend.test.case import node as node_cases
+from spreading import BUILDS, backend_cases, batches, spread, with_weights
 
 from ensemble_runtime.config import Device, PartitionObjective
 from ensemble_runtime.errors import OutOfMemoryError
@@ -22,7 +20,7 @@ from ensemble_runtime.members.onnx_model import OnnxModel
 from ensemble_runtime.partition.agreement import disagreement, drawn, tolerated
 from ensemble_runtime.partition.costs import measured
 from ensemble_runtime.partition.execute import Executor
-from ensemble_runtime.partition.graph import Graph, Placement, parse
+from ensemble_runtime.partition.graph import Placement, parse
 from ensemble_runtime.partition.handover import links
 from ensemble_runtime.partition.model import PartitionedModel, load_partitioned, split
 from ensemble_runtime.partition.opening import alternating, opened, openings
@@ -35,28 +33,6 @@ Whole = Callable[[onnx.ModelProto], onnxruntime.InferenceSession]
 @pytest.fixture
 def devices(gpu: Device, core: Device) -> tuple[Device, Device]:
     return gpu, core
-
-
-def spread(graph: Graph, seed: int) -> Placement:
-    """Any device for any operator."""
-    chance = random.Random(seed)
-    return Placement({x.name: chance.randrange(2) for x in graph.operators})
-
-
-def batches(count: int, rows: tuple[int, ...], *shape: int) -> Iterator[np.ndarray]:
-    """Different rows each time, also where their number is the same."""
-    chance = np.random.default_rng(7)
-    for i in range(count):
-        yield chance.normal(size=(rows[i % len(rows)], *shape)).astype(np.float32)
-
-
-BUILDS = {
-    "stacked": lambda models, kind: models.stacked(kind, 24, 3, 12),
-    "both directions": lambda models, kind: models.stacked(kind, 24, 2, 12, both=True),
-    "encoder and decoder": lambda models, kind: models.encoder_decoder(kind, 24, 2, 12),
-    "branches": lambda models, kind: models.branches(kind, 24, 3, 12),
-    "odd": lambda models, kind: models.stacked(kind, 9, 3, 12),
-}
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
@@ -112,15 +88,6 @@ def test_lengths_are_read_on_the_host(devices: tuple[Device, Device], whole: Who
                     np.testing.assert_allclose(answer, right, rtol=1e-5, atol=1e-5)
 
 
-def backend_cases() -> list[Any]:
-    for module in ("gru", "lstm", "rnn"):
-        importlib.import_module(f"onnx.backend.test.case.node.{module}")
-    recurrent = ("LSTM", "GRU", "RNN")
-    found = [x for x in node_cases._NodeTestCases if x.model.graph.node[0].op_type in recurrent]
-    assert len(found) >= 14
-    return found
-
-
 @pytest.mark.parametrize("steps", [0, 1])
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("case", backend_cases(), ids=lambda case: case.name)
@@ -134,20 +101,6 @@ def test_backend_case(devices: tuple[Device, Device], case: Any, first: int, ste
             found = both.compute([feeds[name] for name in changed.inputs])
         for expected, answer in zip(outputs, found, strict=True):
             np.testing.assert_allclose(answer, expected, rtol=max(case.rtol, 1e-4), atol=max(case.atol, 1e-5))
-
-
-def with_weights(model: onnx.ModelProto, inputs: list[Any]) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """The case with its weights inside the model, where a real model has them."""
-    given = {x.name: value for x, value in zip(model.graph.input, inputs, strict=True)}
-    node = model.graph.node[0]
-    weights = {name for i, name in enumerate(node.input) if i in (1, 2, 3, 7) and name}
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    kept = [x for x in changed.graph.input if x.name not in weights]
-    del changed.graph.input[:]
-    changed.graph.input.extend(kept)
-    changed.graph.initializer.extend(numpy_helper.from_array(given[name], name) for name in sorted(weights))
-    return changed, {name: value for name, value in given.items() if name not in weights}
 
 
 def test_both_devices_are_measured(recurrent_models: ModuleType, devices: tuple[Device, Device]) -> None:

@@ -58,15 +58,8 @@ def check(server: Any, whole: onnxruntime.InferenceSession, shape: tuple[int, ..
         np.testing.assert_allclose(server.infer(x), whole.run(None, {"x": x})[0], rtol=1e-4, atol=1e-4)
 
 
-def test_a_member_serves_on_the_gpu_and_comes_back(serve: Serve, case: Callable[..., Any], gpu: Device) -> None:
-    made = case(hidden=128)
-    shape = made[2][0].shape
-    whole = onnxruntime.InferenceSession(str(made[1]), providers=["CPUExecutionProvider"])
-    part = gpu.model_copy(update={"memory_bytes": 8 * 2**30})
-    before = nvidia.find(str(gpu.uuid)).free_bytes
-    server = serve(config(made, [part], [{"device": gpu.name, "member": "stack", "batchSize": 4}]))
-    check(server, whole, shape)
-    assert before - nvidia.find(str(gpu.uuid)).free_bytes > 64 * 2**20
+def check_another_life(server: Any, gpu: Device, whole: onnxruntime.InferenceSession, shape: tuple[int, ...]) -> None:
+    """Kill its cell, ask the next one, and end it."""
     role = f"stack@{gpu.name}"
     pid = server.pid(role)
     os.kill(pid, signal.SIGKILL)
@@ -76,6 +69,18 @@ def test_a_member_serves_on_the_gpu_and_comes_back(serve: Serve, case: Callable[
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(30) == 0
     server.assert_gone()
+
+
+def test_a_member_serves_on_the_gpu_and_comes_back(serve: Serve, case: Callable[..., Any], gpu: Device) -> None:
+    made = case(hidden=128)
+    shape = made[2][0].shape
+    whole = onnxruntime.InferenceSession(str(made[1]), providers=["CPUExecutionProvider"])
+    part = gpu.model_copy(update={"memory_bytes": 8 * 2**30})
+    before = nvidia.find(str(gpu.uuid)).free_bytes
+    server = serve(config(made, [part], [{"device": gpu.name, "member": "stack", "batchSize": 4}]))
+    check(server, whole, shape)
+    assert before - nvidia.find(str(gpu.uuid)).free_bytes > 64 * 2**20
+    check_another_life(server, gpu, whole, shape)
     server.until(lambda: before - nvidia.find(str(gpu.uuid)).free_bytes < 64 * 2**20)
 
 
@@ -91,15 +96,7 @@ def test_a_member_serves_on_the_gpu_and_a_core(
     part = gpu.model_copy(update={"memory_bytes": 8 * 2**30})
     server = serve(config(made, [part, core], [cell]))
     check(server, whole, shape)
-    role = f"stack@{gpu.name}"
-    pid = server.pid(role)
-    os.kill(pid, signal.SIGKILL)
-    server.until(lambda: server.pid(role) not in (None, pid))
-    server.until(lambda: server.ready()[0])
-    check(server, whole, shape)
-    server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(30) == 0
-    server.assert_gone()
+    check_another_life(server, gpu, whole, shape)
 
 
 def test_the_command_shows_how_gpu_and_core_share_a_model(case: Callable[..., Any], gpu: Device) -> None:

@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from threading import Barrier, BrokenBarrierError
-from typing import Any
+from threading import Barrier
 
 import numpy as np
 
@@ -32,6 +29,7 @@ from ensemble_runtime.partition.gpu import Gpu, on_gpu, timed
 from ensemble_runtime.partition.graph import Graph, Placement, Tensor
 from ensemble_runtime.partition.instance import Flow, Instance, Link, Task
 from ensemble_runtime.partition.memory import Array, Memory
+from ensemble_runtime.partition.places import Place, at_once
 from ensemble_runtime.partition.plan import computation
 from ensemble_runtime.partition.runs import Program, Run, program, static
 from ensemble_runtime.partition.sessions import Piece, constants, cut_out, open_session, path_of
@@ -127,7 +125,7 @@ def measured(graph: Graph, devices: Sequence[Device], room: float = math.inf) ->
         together = [bench for bench in benches if isinstance(bench, _Bench)]
         if len(together) < 2:
             return tuple(Measured(found, found) for found in alone)
-        busy = _both(places, [bench.seconds for bench in together], max(bench.rounds for bench in together))
+        busy = at_once(places, [bench.seconds for bench in together], max(bench.rounds for bench in together))
         return tuple(Measured(*found) for found in zip(alone, busy, strict=True))
     finally:
         for place in places:
@@ -164,7 +162,7 @@ def measured_in_place(
             for place, part in zip(places, own, strict=True)
         ]
         rough = max(sum(place.call(chain.seconds, 1).result()) for place, chain in zip(places, chains, strict=True))
-        found = _both(places, [chain.seconds for chain in chains], _rounds(rough))
+        found = at_once(places, [chain.seconds for chain in chains], _rounds(rough))
         first, second = (_by_operator(graph, placement, d, own[d].runs, found[d], shares) for d in (0, 1))
         return first, second
     finally:
@@ -252,37 +250,6 @@ def _by_operator(
 def _rounds(seconds: float) -> int:
     """How often a graph that takes so long is computed, for a reliable median in a short time."""
     return min(MAX_ROUNDS, max(MIN_ROUNDS, round(ROUND_SECONDS / max(seconds, 1e-6))))
-
-
-def _both(places: Sequence[Place], measures: Sequence[Callable[[int, Barrier], Any]], rounds: int) -> list[Any]:
-    """Have both devices measure at once, round by round."""
-    barrier = Barrier(len(places))
-    both = [place.call(measure, rounds, barrier) for place, measure in zip(places, measures, strict=True)]
-    for future in both:  # whoever fails must not leave the other waiting for the next round
-        future.add_done_callback(lambda done: barrier.abort() if done.exception() else None)
-    errors = [error for each in both if (error := each.exception())]
-    for error in sorted(errors, key=lambda x: isinstance(x, BrokenBarrierError)):  # which only tells of the other's
-        raise error
-    return [each.result() for each in both]
-
-
-class Place:
-    """A thread on a device."""
-
-    def __init__(self, device: Device) -> None:
-        """Start it, and bind it if the device is a set of cores."""
-        self.device = device
-        self._thread = ThreadPoolExecutor(1)
-        if device.kind is DeviceKind.CPU and device.cores:  # under a quota it has none of its own
-            self.call(os.sched_setaffinity, 0, device.cores).result()
-
-    def call(self, work: Any, *arguments: object) -> Future[Any]:
-        """Have the thread do something."""
-        return self._thread.submit(work, *arguments)
-
-    def close(self) -> None:
-        """End the thread."""
-        self._thread.shutdown(cancel_futures=True)
 
 
 class _Bench:

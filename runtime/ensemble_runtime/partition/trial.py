@@ -16,9 +16,10 @@ from ensemble_runtime.errors import EnsembleError
 from ensemble_runtime.members.checks import failure, first_line
 from ensemble_runtime.members.model import Array, Model
 from ensemble_runtime.members.onnx_model import options, providers
-from ensemble_runtime.partition.costs import Place, random_inputs
+from ensemble_runtime.partition.costs import random_inputs
 from ensemble_runtime.partition.execute import Executor
 from ensemble_runtime.partition.graph import Graph, Placement
+from ensemble_runtime.partition.places import Place
 from ensemble_runtime.partition.together import joined, threads_on
 
 _ROUNDS = 9

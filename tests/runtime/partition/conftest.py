@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import onnx
 import onnxruntime
@@ -18,18 +15,6 @@ import pytest
 from absent_gpu import AbsentGpu, install
 
 from ensemble_runtime.config import Device, DeviceKind
-
-
-@pytest.fixture(scope="session")
-def recurrent_models() -> ModuleType:
-    """The module that builds the benchmarks' recurrent models."""
-    path = Path(__file__).parents[3] / "benchmarks" / "recurrent_models.py"
-    spec = importlib.util.spec_from_file_location("recurrent_models", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")

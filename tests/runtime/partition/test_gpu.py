@@ -5,9 +5,7 @@ The GPU is not there (`absent_gpu`); the core has its process.
 
 from __future__ import annotations
 
-import random
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +18,7 @@ import onnxruntime
 import pytest
 from absent_gpu import DEVICE, LATE, AbsentGpu, Session, twice, until
 from onnx import TensorProto, helper, numpy_helper
+from spreading import BUILDS, batches, spread
 
 from ensemble_runtime.config import (
     Datatype,
@@ -38,7 +37,7 @@ from ensemble_runtime.partition.agreement import disagreement, drawn, tolerated
 from ensemble_runtime.partition.costs import measured
 from ensemble_runtime.partition.crossings import crossings
 from ensemble_runtime.partition.execute import Executor
-from ensemble_runtime.partition.graph import Graph, Placement, parse
+from ensemble_runtime.partition.graph import Placement, parse
 from ensemble_runtime.partition.handover import links
 from ensemble_runtime.partition.memory import Span
 from ensemble_runtime.partition.model import PartitionedModel, split
@@ -53,28 +52,6 @@ Devices = tuple[Device, Device]
 @pytest.fixture
 def devices(gpu: AbsentGpu, two_devices: Devices) -> Devices:
     return DEVICE, two_devices[1]
-
-
-def spread(graph: Graph, seed: int) -> Placement:
-    """Any device for any operator."""
-    chance = random.Random(seed)
-    return Placement({x.name: chance.randrange(2) for x in graph.operators})
-
-
-def batches(count: int, rows: tuple[int, ...], *shape: int) -> Iterator[np.ndarray]:
-    """Different rows each time, also where their number is the same."""
-    chance = np.random.default_rng(7)
-    for i in range(count):
-        yield chance.normal(size=(rows[i % len(rows)], *shape)).astype(np.float32)
-
-
-BUILDS = {
-    "stacked": lambda models, kind: models.stacked(kind, 24, 3, 12),
-    "both directions": lambda models, kind: models.stacked(kind, 24, 2, 12, both=True),
-    "encoder and decoder": lambda models, kind: models.encoder_decoder(kind, 24, 2, 12),
-    "branches": lambda models, kind: models.branches(kind, 24, 3, 12),
-    "odd": lambda models, kind: models.stacked(kind, 9, 3, 12),
-}
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
